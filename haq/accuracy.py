@@ -1,0 +1,128 @@
+"""Accuracy with its uncertainty: a measurement of one set of executed formats against FP32 on the same samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq.errors import InputError
+
+Scores = NDArray[np.float64]
+"""(n,) one score per sample in a fixed order, in [0, 1] for accuracies (1.0: right)."""
+
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measured accuracy of one model on one split.
+
+    accuracy: fraction. drop_points: 100 x (FP32 - this), on the same samples. The intervals are absent when the user's
+    function returns one number: unknown is not zero.
+    """
+
+    split: str
+    samples: int
+    accuracy: float
+    drop_points: float
+    accuracy_interval: Interval | None = None
+    drop_interval: Interval | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Measurement:
+        known: dict[str, Any] = dict(raw)
+        for key in ("accuracy_interval", "drop_interval"):
+            if key in known:
+                known[key] = Interval(**known[key])
+        return cls(**known)
+
+
+def mean_interval(scores: Scores) -> Interval:
+    """Wilson's score interval of the mean of 0/1 scores (Wilson 1927), the normal interval of any other scores."""
+    n, mean = len(scores), float(np.mean(scores))
+    if not np.isin(scores, (0.0, 1.0)).all():
+        half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+        return Interval(mean - half, mean + half)
+    shrink = 1 / (1 + Z95**2 / n)
+    centre = shrink * (mean + Z95**2 / (2 * n))
+    half = shrink * Z95 * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n**2))
+    return Interval(centre - half, centre + half)
+
+
+def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
+    """The interval, in points, of 100 x mean(reference - scores) over the same samples.
+
+    0/1 scores: Wald on the discordant pairs with 1/2 added to each cell (Agresti and Min, Stat. Med. 24, 2005), which
+    does not collapse to zero width when no sample changed; other scores: normal interval of the differences.
+    """
+    difference = reference - scores
+    n = len(difference)
+    if not np.isin(np.concatenate([reference, scores]), (0.0, 1.0)).all():
+        half = Z95 * float(np.std(difference, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+        mean = float(np.mean(difference))
+        return Interval(100 * (mean - half), 100 * (mean + half))
+    lost, gained, total = np.sum(difference > 0) + 0.5, np.sum(difference < 0) + 0.5, n + 2
+    mean = (lost - gained) / total
+    half = Z95 * math.sqrt((lost + gained) - (lost - gained) ** 2 / total) / total
+    return Interval(100 * float(mean - half), 100 * float(mean + half))
+
+
+def compare(reference: Scores | float, result: Scores | float, split: str) -> Measurement:
+    """The measurement of `result` against the FP32 `reference`; both per-sample arrays or both single numbers.
+
+    Raises InputError on non-finite values, on no samples and on a shape that differs from the reference's.
+    """
+    for name, value in (("FP32 model", reference), ("candidate", result)):
+        if np.size(value) == 0:
+            raise InputError(
+                "no samples to measure accuracy on", where=f"split {split!r}", got=0, expected="at least one sample"
+            )
+        flat = np.ravel(value)
+        if not np.isfinite(flat).all():
+            raise InputError(
+                f"the {name}'s accuracy is not finite",
+                where=f"split {split!r}",
+                got=float(flat[~np.isfinite(flat)][0]),
+                expected="finite scores",
+                way_out="check the evaluate function and its data",
+            )
+    if isinstance(reference, np.ndarray) and isinstance(result, np.ndarray):
+        if reference.shape != result.shape or reference.ndim != 1:
+            raise InputError(
+                "per-sample scores changed shape",
+                where=f"split {split!r}",
+                got=result.shape,
+                expected=str(reference.shape),
+            )
+        accuracy = float(np.mean(result))
+        return Measurement(
+            split,
+            len(result),
+            accuracy,
+            100 * (float(np.mean(reference)) - accuracy),
+            mean_interval(result),
+            paired_drop_interval(reference, result),
+        )
+    if isinstance(reference, np.ndarray) or isinstance(result, np.ndarray):
+        raise InputError(
+            "evaluate returned an array once and a number once",
+            where=f"split {split!r}",
+            expected="always the same kind",
+        )
+    return Measurement(split, 1, float(result), 100 * (float(reference) - float(result)))

@@ -1,0 +1,80 @@
+"""The limits a user sets, and the verdict of one candidate against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+LIMIT_OF = {
+    "max_drop_points": "drop_points",
+    "max_latency_ms": "latency_ms",
+    "max_latency_rise_ms": "latency_rise_ms",
+    "max_size_bytes": "size_bytes",
+    "max_memory_bytes": "activation_peak_bytes",
+    "max_energy_mj": "energy_mj",
+}
+"""Each limit and the figure that it bounds."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One limit that is exceeded."""
+
+    limit: str
+    value: float
+    bound: float
+
+    @property
+    def excess(self) -> float:
+        """value - bound, positive."""
+        return self.value - self.bound
+
+    def __str__(self) -> str:
+        return f"{LIMIT_OF[self.limit]} {self.value:.6g} exceeds {self.limit} {self.bound:.6g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is violated (empty: feasible), and which limits could not be judged because the figure is unknown."""
+
+    violations: tuple[Violation, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def is_feasible(self) -> bool:
+        return not self.violations and not self.unknown
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Upper limits; one that is not set is None and never judged.
+
+    max_latency_rise_ms is over the legalized FP32 baseline of the same target.
+    """
+
+    max_drop_points: float | None = None
+    max_latency_ms: float | None = None
+    max_latency_rise_ms: float | None = None
+    max_size_bytes: float | None = None
+    max_memory_bytes: float | None = None
+    max_energy_mj: float | None = None
+
+    def set_limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def judge(self, figures: Mapping[str, float], *, cheap: bool = False) -> Verdict:
+        """The verdict on a candidate's figures (keys as the values of LIMIT_OF).
+
+        cheap: judge costs only, before accuracy is measured.
+        """
+        violations, unknown = [], []
+        for limit, bound in self.set_limits().items():
+            if cheap and limit == "max_drop_points":
+                continue
+            value = figures.get(LIMIT_OF[limit])
+            if value is None:
+                unknown.append(LIMIT_OF[limit])
+            elif value > bound:
+                violations.append(Violation(limit, value, bound))
+        return Verdict(tuple(violations), tuple(unknown))

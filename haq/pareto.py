@@ -1,0 +1,1 @@
+"""Pareto dominance and hypervolume: arrays in, arrays out; every objective is minimized."""

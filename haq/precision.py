@@ -1,0 +1,132 @@
+"""Number formats, one layer's precision, and the assignment of precisions to a whole model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from haq.errors import InputError, lookup
+
+BIT_WIDTHS = (4, 8, 16, 32)
+"""The searched symbols, narrowest first; a target's profile says which Precision each one means there."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format. `largest` is its largest finite value (integers: of the signed code)."""
+
+    name: str
+    bits: int
+    is_integer: bool
+    largest: float
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# Largest finite values: fp16 (2 - 2^-10) 2^15, bf16 (2 - 2^-7) 2^127, fp32 (2 - 2^-23) 2^127
+# (IEEE 754 for fp16 and fp32; bf16 keeps the exponent of fp32).
+FORMATS: Mapping[str, Format] = {
+    "int4": Format("int4", 4, True, 7),
+    "int8": Format("int8", 8, True, 127),
+    "int16": Format("int16", 16, True, 32767),
+    "fp16": Format("fp16", 16, False, 65504.0),
+    "bf16": Format("bf16", 16, False, (2 - 2.0**-7) * 2.0**127),
+    "fp32": Format("fp32", 32, False, (2 - 2.0**-23) * 2.0**127),
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One layer's choice: weight format / activation format, written `int4/int8`.
+
+    An integer weight beside a float activation is storage only: it is dequantized and the arithmetic runs in the
+    activation format. An attention product has no weight; both its operands take the activation format.
+    """
+
+    weight: Format
+    activation: Format
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """`"int4/int8"` or, for both alike, `"fp16"`; raises InputError on an unknown format."""
+        parts = text.split("/")
+        if len(parts) > 2:
+            raise InputError("not a precision", got=text, expected="weight/activation, for example int4/int8")
+        formats = [lookup(FORMATS, part.strip(), "format") for part in parts]
+        return cls(formats[0], formats[-1])
+
+    @property
+    def compute(self) -> Format:
+        """The format in which the target multiplies."""
+        return self.activation
+
+    @property
+    def is_storage_only(self) -> bool:
+        """Whether the weight is stored narrow and computed wide."""
+        return self.weight.is_integer and not self.activation.is_integer
+
+    def __str__(self) -> str:
+        return f"{self.weight}/{self.activation}"
+
+
+@dataclass(frozen=True)
+class Assignment(Mapping[str, "int | Precision"]):
+    """What every layer takes: a bit-width (as searched) or a Precision (as executed); immutable, hashable.
+
+    entries: (layer name, choice) pairs in the workload's order; each layer once.
+    """
+
+    entries: tuple[tuple[str, int | Precision], ...]
+
+    def __post_init__(self) -> None:
+        assert len(self._choices) == len(self.entries), "a layer is assigned twice"
+
+    @classmethod
+    def of(cls, choices: Mapping[str, int | Precision]) -> Assignment:
+        """An assignment with the mapping's entries, in its order."""
+        return cls(tuple(choices.items()))
+
+    @classmethod
+    def uniform(cls, layers: Iterable[str], choice: int | Precision) -> Assignment:
+        """Every layer takes the same choice."""
+        return cls(tuple((layer, choice) for layer in layers))
+
+    @cached_property
+    def _choices(self) -> dict[str, int | Precision]:
+        return dict(self.entries)
+
+    def __getitem__(self, layer: str) -> int | Precision:
+        return self._choices[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._choices)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __hash__(self) -> int:
+        return hash(self.entries)
+
+    def precision(self, layer: str) -> Precision:
+        """The layer's executed Precision; the assignment must have been legalized."""
+        choice = self._choices[layer]
+        assert isinstance(choice, Precision), f"{layer} is not legalized: {choice}"
+        return choice
+
+    def to_json(self) -> dict[str, int | str]:
+        """Layer -> 4, 8, 16, 32 or "int4/int8"."""
+        return {layer: c if isinstance(c, int) else str(c) for layer, c in self.entries}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, int | str]) -> Assignment:
+        """The inverse of `to_json`."""
+        return cls.of({layer: c if isinstance(c, int) else Precision.parse(c) for layer, c in raw.items()})
+
+    @cached_property
+    def signature(self) -> str:
+        """16 hex digits that name the content whatever the order; accuracy is keyed by an executed signature."""
+        text = "\n".join(f"{layer}={choice}" for layer, choice in sorted(self.to_json().items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,60 @@
+# make demo: the environment, the installation, and the main job on a real trained network.
+# make test: the environment, the installation, and every check that CI makes.
+# Needs only Python >= 3.11 and make. `make PYTHON=python3.12 demo` chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+DEMO_OUT ?= runs/demo
+DEMO_TRIALS ?= 64
+PYTEST_FLAGS ?= -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check wheel clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# Stamps: each step runs again only when what it depends on has changed.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "haq needs Python >= 3.11, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[mnist]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[all]' --group test
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/haq search --space mnist_resnet18 --target tpu-v4 --target a100 --target mobile \
+		--trials $(DEMO_TRIALS) --max-drop 2 --seed 0 --out $(DEMO_OUT)
+	$(BIN)/haq front $(DEMO_OUT)
+
+test: lint types check
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+check: $(VENV)/.test
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+wheel: $(VENV)/.test
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,243 @@
+"""Draws `front.png`: size against accuracy and latency against accuracy, one column per target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from haq.accuracy import Measurement
+from haq.candidate import Candidate, TargetResult
+from haq.constraints import Constraints
+from haq.pareto import non_dominated
+
+FRONT, DOMINATED, INFEASIBLE, LIMIT, BASELINE = "#0b5fa5", "#9aa3ad", "#c98b8b", "#d9822b", "#222222"
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One target's column. front: numbers of the candidates on its front; confidence: of the modelled latency."""
+
+    target: str
+    title: str
+    confidence: str
+    candidates: tuple[Candidate, ...]
+    front: frozenset[int]
+    limits: Constraints
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that `front.png` shows. batch: what every latency is for."""
+
+    network: str
+    batch: int
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A cost on the x axis: its figure, its scale to the unit of the label, and the limits that bound it."""
+
+    figure: str
+    scale: float
+    label: str
+    limit: str
+
+
+def draw_front(picture: Picture, path: Path) -> None:
+    """Write the picture as a PNG file."""
+    front_figure(picture).savefig(path, dpi=DPI)
+
+
+def front_figure(picture: Picture) -> Figure:
+    """The picture as a figure."""
+    axes = (
+        _Axis("size_bytes", 1e-6, "size of the weights, MB", "max_size_bytes"),
+        _Axis("latency_ms", 1.0, f"modelled latency, ms per batch of {picture.batch}", "max_latency_ms"),
+    )
+    columns, is_single = len(picture.panels), len(picture.panels) == 1
+    # One target fills a row with its two plots; several stand side by side, one column each.
+    figure = Figure(figsize=(10.5, 5.4) if is_single else (4.7 * columns, 8.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, 2, squeeze=False).T if is_single else figure.subplots(2, columns, squeeze=False)
+    for column, panel in enumerate(picture.panels):
+        for row, axis in enumerate(axes):
+            _draw_panel(grid[row][column], panel, axis)
+        if not is_single:
+            grid[0][column].set_title(_device(panel), fontsize=10)
+    for row in grid:
+        row[0].set_ylabel("measured accuracy, %")
+    title = headline(picture) + (f"\n{_device(picture.panels[0])}" if is_single else "")
+    figure.suptitle(title, fontsize=12)
+    _legend(figure, [axes for row in grid for axes in row])
+    return figure
+
+
+def headline(picture: Picture) -> str:
+    """What was measured on what: network, split and number of samples; and that latency is modelled."""
+    measured = _measurement(picture)
+    if measured is None:
+        return f"{picture.network}: no candidate was measured"
+    samples = f", n = {measured.samples:,}" if measured.samples > 1 else ""
+    return f"{picture.network}: accuracy measured (split {measured.split!r}{samples}), latency modelled"
+
+
+def _device(panel: Panel) -> str:
+    return f"{panel.target}: {panel.title}\nlatency modelled ({panel.confidence})"
+
+
+def _draw_panel(axes: Axes, panel: Panel, axis: _Axis) -> None:
+    """One cost against accuracy: dominated and infeasible points, the front, baselines and limits."""
+    shown = [(c, c.on(panel.target)) for c in panel.candidates]
+    shown = [(c, r) for c, r in shown if r.measurement is not None and axis.figure in r.costs]
+    axes.set_xlabel(axis.label)
+    axes.grid(color="#e6e8eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if not shown:
+        axes.text(0.5, 0.5, "no measured candidate", transform=axes.transAxes, ha="center", color=DOMINATED)
+        return
+    fp32 = _fp32_percent(shown[0][1])
+    floor = fp32 - _depth(panel, [_points(r) for c, r in shown if c.number in panel.front])
+    front = [r for c, r in shown if c.number in panel.front]
+    others = [r for c, r in shown if c.number not in panel.front]
+    _scatter(axes, [r for r in others if r.is_feasible], axis, floor, ("o", DOMINATED, "dominated"))
+    _scatter(axes, [r for r in others if not r.is_feasible], axis, floor, ("x", INFEASIBLE, "breaks a limit"))
+    _draw_front_line(axes, front, axis, floor)
+    for name, bits, marker in (("FP32", 32, "*"), ("8-bit", 8, "D")):
+        for candidate, result in shown:
+            if set(candidate.requested.values()) == {bits}:
+                _draw_baseline(axes, result, axis, (name, marker), floor)
+                break
+    _draw_limits(axes, panel, axis, shown)
+    top = max(fp32, *(_percent(r) for _, r in shown))
+    axes.set_ylim(floor, top + 0.12 * (top - floor))
+    axes.margins(x=0.12)
+
+
+def _scatter(
+    axes: Axes, results: Sequence[TargetResult], axis: _Axis, floor: float, style: tuple[str, str, str]
+) -> None:
+    """Points in one style; those below the floor sit on it as arrows, so that none is hidden silently."""
+    marker, colour, label = style
+    inside = [r for r in results if _percent(r) > floor]
+    below = [r for r in results if _percent(r) <= floor]
+    if inside:
+        xs, ys = [_x(r, axis) for r in inside], [_percent(r) for r in inside]
+        axes.scatter(xs, ys, s=22, marker=marker, color=colour, alpha=0.75, linewidths=1.1, label=label, zorder=2)
+    if below:
+        xs = [_x(r, axis) for r in below]
+        axes.scatter(
+            xs, [floor] * len(xs), s=30, marker="v", color=colour, alpha=0.75, linewidths=0, clip_on=False, zorder=2,
+            label="below the axis",
+        )  # fmt: skip
+
+
+def _draw_front_line(axes: Axes, front: Sequence[TargetResult], axis: _Axis, floor: float) -> None:
+    """The front's members with 95 % intervals; the line joins those that nobody beats in this projection."""
+    if not front:
+        return
+    _scatter(axes, [r for r in front if _percent(r) <= floor], axis, floor, ("v", FRONT, "front"))
+    xs = np.array([_x(r, axis) for r in front])
+    ys = np.array([_percent(r) for r in front])
+    best = np.flatnonzero(non_dominated(np.stack([xs, -ys], axis=1)))
+    best = best[np.argsort(xs[best])]
+    axes.plot(xs[best], ys[best], color=FRONT, linewidth=1.4, alpha=0.8, zorder=3)
+    inside = ys > floor
+    axes.scatter(xs[inside], ys[inside], s=34, color=FRONT, edgecolors="white", linewidths=0.6, zorder=5, label="front")
+    for result, x, y in zip(front, xs, ys, strict=True):
+        measured = result.measurement
+        if y > floor and measured is not None and measured.drop_interval is not None:
+            fp32 = _fp32_percent(result)
+            low, high = fp32 - measured.drop_interval.high, fp32 - measured.drop_interval.low
+            axes.vlines(x, max(low, floor), high, color=FRONT, linewidth=0.9, alpha=0.45, zorder=4)
+
+
+def _draw_baseline(axes: Axes, result: TargetResult, axis: _Axis, style: tuple[str, str], floor: float) -> None:
+    name, marker = style
+    x, y = _x(result, axis), max(_percent(result), floor)
+    axes.scatter(
+        [x], [y], s=110 if marker == "*" else 42, marker=marker, facecolors="white", edgecolors=BASELINE,
+        linewidths=1.2, zorder=6, label=f"uniform {name}", clip_on=False,
+    )  # fmt: skip
+    axes.annotate(
+        name, (x, y), xytext=(-8, 4), textcoords="offset points", fontsize=8, ha="right", color=BASELINE, zorder=7,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
+
+
+def _draw_limits(axes: Axes, panel: Panel, axis: _Axis, shown: Sequence[tuple[Candidate, TargetResult]]) -> None:
+    """The user's limits as lines: the largest drop across, the cost's limit upright."""
+    limits = panel.limits.set_limits()
+    if (drop := limits.get("max_drop_points")) is not None:
+        lowest = _fp32_percent(shown[0][1]) - drop
+        axes.axhline(lowest, label="limit", color=LIMIT, linestyle="--", linewidth=1.1, zorder=1)
+    bound = limits.get(axis.limit)
+    if axis.figure == "latency_ms" and (rise := limits.get("max_latency_rise_ms")) is not None:
+        base = [r.costs["latency_ms"] for c, r in shown if set(c.requested.values()) == {32}]
+        bound = min([b + rise for b in base] + ([] if bound is None else [bound]), default=bound)
+    if bound is not None:
+        axes.axvline(bound * axis.scale, label="limit", color=LIMIT, linestyle="--", linewidth=1.1, zorder=1)
+
+
+def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
+    """One legend under the plots, where it covers nothing."""
+    entries: dict[str, Artist] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(str(label), handle)
+    if entries:
+        legend = figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", frameon=False, fontsize=9,
+            ncols=min(len(entries), int(figure.get_figwidth() / 1.4)),
+        )  # fmt: skip
+        legend.set_title("bars on the front: 95 % interval of the difference to FP32 on the same samples")
+        legend.get_title().set_fontsize(9)
+
+
+def _depth(panel: Panel, front_drops: Sequence[float]) -> float:
+    """How many points below FP32 the accuracy axis ends: the limit and the useful front, not the collapsed models."""
+    limit = panel.limits.max_drop_points
+    useful = [drop for drop in front_drops if drop <= (10.0 if limit is None else 3 * limit)]
+    return max(1.15 * max(useful, default=0.0), 0.0 if limit is None else 1.6 * limit, 1.0)
+
+
+def _x(result: TargetResult, axis: _Axis) -> float:
+    return result.costs[axis.figure] * axis.scale
+
+
+def _measured(result: TargetResult) -> Measurement:
+    assert result.measurement is not None, "only measured candidates are drawn"
+    return result.measurement
+
+
+def _percent(result: TargetResult) -> float:
+    return 100 * _measured(result).accuracy
+
+
+def _points(result: TargetResult) -> float:
+    return _measured(result).drop_points
+
+
+def _fp32_percent(result: TargetResult) -> float:
+    return _percent(result) + _points(result)
+
+
+def _measurement(picture: Picture) -> Measurement | None:
+    """Any measurement of the run: all are on the same split."""
+    for panel in picture.panels:
+        for candidate in panel.candidates:
+            if (measured := candidate.on(panel.target).measurement) is not None:
+                return measured
+    return None

@@ -1,0 +1,183 @@
+"""What accuracy means for a model: a task gives calibration batches and scores a model on a split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from haq.accuracy import Scores
+from haq.errors import InputError, lookup
+
+Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+"""One batch as the model takes it: positional tensors, or keyword tensors. The first axis is the batch."""
+
+SPLITS = ("train", "calibration", "search", "validation")
+"""Disjoint: quantizers are fitted on calibration, candidates compared on search, nothing is chosen on validation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prepared inputs and their (n,) integer labels."""
+
+    inputs: Inputs
+    labels: Tensor
+
+
+class Task(Protocol):
+    """Data with a metric. `data_hash` names the content of all its splits."""
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def data_hash(self) -> str: ...
+
+    def calibration(self) -> Sequence[Inputs]:
+        """The batches to calibrate on."""
+
+    def scores(self, model: nn.Module, split: str) -> Scores | float:
+        """Per-sample scores in a fixed order (or one number) of `model` on the split `search` or `validation`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationTask:
+    """Prepared batches per split; a sample scores 1.0 where the largest logit is the label's, else 0.0.
+
+    splits: at least `search` and `validation`. A sample with a NaN among its logits scores 0.0: a candidate whose fp16
+    overflowed is wrong, never lucky.
+    """
+
+    splits: Mapping[str, tuple[Batch, ...]]
+    calibration_batches: tuple[Inputs, ...]
+    data_hash: str
+    metric: str = "top-1 accuracy"
+
+    def calibration(self) -> Sequence[Inputs]:
+        return self.calibration_batches
+
+    def scores(self, model: nn.Module, split: str) -> Scores:
+        """(n,) scores; raises InputError on an unknown split, on no samples, and on outputs that are no logits."""
+        right = []
+        with torch.inference_mode():
+            for batch in lookup(self.splits, split, "split"):
+                right.append(_right(forward(model, batch.inputs), batch.labels, split))
+        if not right:
+            raise InputError("the split is empty", where=f"split {split!r}", got=0, expected="at least one batch")
+        return torch.cat(right).double().cpu().numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class CallableTask:
+    """A user's own measure: `evaluate(model)` returns one number or per-sample scores, larger is better.
+
+    evaluate: measures on the search split. validate: on data that the search never saw; without it `evaluate` is the
+    measure there too, and its figure is no independent one.
+    """
+
+    evaluate: Callable[[nn.Module], object]
+    calibration_batches: tuple[Inputs, ...]
+    validate: Callable[[nn.Module], object] | None = None
+    metric: str = "accuracy"
+    data_hash: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.data_hash:
+            object.__setattr__(self, "data_hash", hash_inputs(self.calibration_batches))
+
+    def calibration(self) -> Sequence[Inputs]:
+        return self.calibration_batches
+
+    def scores(self, model: nn.Module, split: str) -> Scores | float:
+        """What the user's function returns, as float64; raises InputError if it is neither a number nor an array."""
+        function = lookup({"search": self.evaluate, "validation": self.validate or self.evaluate}, split, "split")
+        with torch.inference_mode():
+            raw = function(model)
+        try:
+            if raw is None:
+                raise TypeError  # numpy would turn a forgotten `return` into NaN
+            array = np.asarray(raw.cpu() if isinstance(raw, Tensor) else raw, dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.empty((0, 0))
+        if array.ndim > 1:
+            raise InputError(
+                "the evaluate function returned neither a number nor one score per sample",
+                where=f"split {split!r}",
+                got=type(raw).__name__ if array.size == 0 else array.shape,
+                expected="a float or an array of shape (samples,)",
+            )
+        return float(array) if array.ndim == 0 else array
+
+
+def forward(model: nn.Module, inputs: Inputs) -> object:
+    """The model's output for one batch."""
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """How many samples the batch holds."""
+    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    return int(tensors[0].shape[0])
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in a model's output: the tensor itself, a Hugging Face output's `logits`, or a tuple's first."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(logits := getattr(output, "logits", None), Tensor):
+        return logits
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise InputError(
+        "the model's output holds no logits",
+        got=type(output).__name__,
+        expected="a tensor, an object with .logits, or a tuple that starts with a tensor",
+        way_out="pass your own evaluate function",
+    )
+
+
+def hash_inputs(batches: Sequence[Inputs]) -> str:
+    """16 hex digits that name the batches' content: names, shapes, dtypes and bytes, in order."""
+    digest = hashlib.sha256()
+    for inputs in batches:
+        pairs = sorted(inputs.items()) if isinstance(inputs, dict) else [(str(i), t) for i, t in enumerate(inputs)]
+        for name, tensor in pairs:
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+    return digest.hexdigest()[:16]
+
+
+def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, tuple[int, ...]]:
+    """Disjoint random index sets out of range(count), one per named size, each in ascending order.
+
+    Raises InputError if the sizes ask for more samples than there are, or for a negative number.
+    """
+    if sum(sizes.values()) > count or min(sizes.values(), default=0) < 0:
+        raise InputError(
+            "the splits do not fit the data",
+            got=f"{dict(sizes)}, together {sum(sizes.values())}",
+            expected=f"non-negative sizes that sum to at most {count}",
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    ends = np.cumsum([0, *sizes.values()])
+    return {
+        name: tuple(int(i) for i in np.sort(order[start:end]))
+        for name, start, end in zip(sizes, ends[:-1], ends[1:], strict=True)
+    }
+
+
+def _right(output: object, labels: Tensor, split: str) -> Tensor:
+    logits = logits_of(output)
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise InputError(
+            "the logits do not fit the labels",
+            where=f"split {split!r}",
+            got=tuple(logits.shape),
+            expected=f"shape ({len(labels)}, classes)",
+        )
+    return (logits.argmax(dim=1) == labels.to(logits.device)) & ~logits.isnan().any(dim=1)

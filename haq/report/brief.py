@@ -1,0 +1,87 @@
+"""The spec as the brief that a reviewer reads before and after a run: constraint first, one line per decision."""
+
+from __future__ import annotations
+
+from haq.spec import Spec
+
+_KIND = {"mobile": "a mobile device", "server": "a server"}
+
+
+def brief(spec: Spec) -> str:
+    """The text of the brief, one section per part of the template, several lines."""
+    sections = (
+        ("Scope", _scope(spec)),
+        ("Hardware", f"{', '.join(spec.hardware.targets)}; batch {spec.hardware.batch}"),
+        ("Accuracy", _accuracy(spec)),
+        ("Latency", _latency(spec)),
+        ("Recovery", _recovery(spec)),
+        ("Deployment", _deployment(spec)),
+        ("Search", _search(spec)),
+    )
+    width = max(len(title) for title, _ in sections)
+    return "\n".join(f"{title:<{width}}  {text}" for title, text in sections)
+
+
+def _scope(spec: Spec) -> str:
+    scope = spec.scope
+    parts = [scope.space + (f" built by {scope.model}" if scope.model else "")]
+    parts += [f"weights {scope.weights}"] if scope.weights else []
+    parts += [f"data {scope.data}"] if scope.data else []
+    parts.append({"model": "one choice for the whole model", "block": "one choice per block"}.get(
+        scope.granularity, "one choice per layer"
+    ))  # fmt: skip
+    parts += [f"pinned: {', '.join(f'{k} = {v} bits' for k, v in scope.pins.items())}"] if scope.pins else []
+    return "; ".join(parts)
+
+
+def _accuracy(spec: Spec) -> str:
+    accuracy = spec.accuracy
+    drop = accuracy.max_drop_points
+    parts = [f"at most {drop:g} points below FP32" if drop is not None else "no limit on the drop"]
+    parts += [f"metric {accuracy.metric}"] if accuracy.metric else []
+    parts.append(
+        f"measured on {accuracy.samples:,} samples of the search split"
+        if accuracy.samples
+        else "measured on the whole search split"
+    )
+    parts.append(f"activation ranges by {accuracy.observer}")
+    return "; ".join(parts)
+
+
+def _latency(spec: Spec) -> str:
+    parts = _limits(spec.latency.max_ms, "at most {} ms per batch")
+    parts += _limits(spec.latency.max_rise_ms, "at most {} ms above FP32 on the same target")
+    return "; ".join(parts) or "no limit"
+
+
+def _recovery(spec: Spec) -> str:
+    rungs = " -> ".join(map(str, spec.recovery.order))
+    reserve = spec.recovery.reserve_points
+    return f"layers fall back {rungs} bits" + (f"; {reserve:g} points of the drop kept in reserve" if reserve else "")
+
+
+def _deployment(spec: Spec) -> str:
+    deployment = spec.deployment
+    parts = [f"to {_KIND[deployment.kind]}"] if deployment.kind else []
+    parts += _limits(deployment.max_size_mb, "at most {} MB of weights")
+    parts += _limits(deployment.max_memory_mb, "at most {} MB of activations at the peak")
+    parts += _limits(deployment.max_energy_mj, "at most {} mJ per batch")
+    parts.append(f"handed over as {', '.join(deployment.formats)}" if deployment.formats else "nothing handed over")
+    return "; ".join(parts)
+
+
+def _search(spec: Spec) -> str:
+    search = spec.search
+    parts = [f"{search.trials} trials of {search.sampler}, seed {search.seed}"]
+    parts += [f"at most {search.timeout_s:g} s"] if search.timeout_s else []
+    parts += [f"storage {search.storage}"] if search.storage else []
+    return "; ".join(parts)
+
+
+def _limits(limit: float | dict[str, float] | None, sentence: str) -> list[str]:
+    """The sentence with its number, once per target where they differ; nothing where no limit is set."""
+    if limit is None:
+        return []
+    if isinstance(limit, dict):
+        return [f"{target}: {sentence.format(f'{value:g}')}" for target, value in limit.items()]
+    return [sentence.format(f"{limit:g}")]

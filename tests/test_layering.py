@@ -28,7 +28,7 @@ LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
     {"space", "spacefile", "spec", "hardware", "doctor", "diskcache"},
-    {"search", "nn", "rundir", "front"},
+    {"search", "nn", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache"},
     {"api"},
     {"cli"},

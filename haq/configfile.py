@@ -1,0 +1,76 @@
+"""The config of one point, `haq.config/v1` JSON: what a deployment needs to know about one assignment on one target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from haq.accuracy import Measurement
+from haq.errors import InputError
+from haq.front import Point
+from haq.precision import Assignment
+
+SCHEMA = "haq.config/v1"
+
+
+def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | None) -> dict[str, Any]:
+    """The config as JSON data. run: the contents of `run.json`; validation: on the held-out split, if measured."""
+    result, provenance = point.result, run["provenance"]
+    assert result.measurement is not None, "only measured candidates become configs"
+    metrics: dict[str, Any] = {"accuracy": _measured(result.measurement)}
+    if validation is not None:
+        metrics["accuracy_validation"] = _measured(validation)
+    metrics |= {name: {"value": value, "kind": "modelled"} for name, value in sorted(result.costs.items())}
+    return {
+        "schema": SCHEMA,
+        "id": result.config_id,
+        "model": {key: provenance[key] for key in ("model", "weights_hash") if key in provenance},
+        "target": {"name": result.target, **run["targets"].get(result.target, {})},
+        "layers": result.executed.to_json(),
+        "requested_bits": point.candidate.requested.to_json(),
+        "metrics": metrics,
+        "fallbacks": [fallback.to_json() for fallback in result.fallbacks],
+        "provenance": {
+            **{key: value for key, value in provenance.items() if key not in ("model", "weights_hash")},
+            "candidate": point.candidate.number,
+            "origin": point.candidate.origin,
+            "search": run["search"],
+            "versions": run["versions"],
+        },
+    }
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a config where it did not exist or is replaced whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            "cannot write the config", where=str(path), got=error.strerror, expected="a writable path"
+        ) from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file's content; raises InputError when it is absent, no JSON or another schema."""
+    try:
+        raw = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError("cannot read the config", where=str(path), got=error.strerror, expected="a file") from None
+    except ValueError:
+        raise InputError("config is not JSON", where=str(path), expected=f"a {SCHEMA} file") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        got = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError("not a haq config", where=str(path), got=got, expected=SCHEMA)
+    return raw
+
+
+def executed_assignment(config: Mapping[str, Any]) -> Assignment:
+    """What the config's layers execute."""
+    return Assignment.from_json(config["layers"])
+
+
+def _measured(measurement: Measurement) -> dict[str, Any]:
+    return {"value": measurement.accuracy, "kind": "measured", **measurement.to_json()}

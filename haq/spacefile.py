@@ -44,13 +44,15 @@ class InputSpec(_Table):
 
 
 class ModelTable(_Table):
-    """How the network is built: `factory(**arguments)` returns an untrained nn.Module.
+    """How the network is built: `factory(**arguments)` returns an nn.Module.
 
+    factory: may be left to `--model`. trained: the module comes with its weights, so that none are asked for.
     from_folder: `function(folder: Path) -> nn.Module`, the trained model out of a folder that `--weights` names.
     """
 
-    factory: str
+    factory: str | None = None
     arguments: dict[str, Any] = {}
+    trained: bool = False
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
     from_folder: str | None = None
 
@@ -71,7 +73,8 @@ class ModelTable(_Table):
 class DataTable(_Table):
     """Where accuracy comes from.
 
-    task: `function() -> Task`. weights: `function(model) -> state dict`, the trained weights of the built-in task.
+    task: `function(space: SpaceFile) -> Task`.
+    weights: `function(space: SpaceFile, model: nn.Module) -> state dict`, trained for the task; may train the model.
     from_path: `function(space: SpaceFile, data: Path, weights: Path | None) -> Task` over a user's own data.
     """
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+from haq.nn.task import Inputs, forward, logits_of
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 StateDict = dict[str, Tensor]
 log = logging.getLogger(__name__)
@@ -90,16 +91,22 @@ class TensorBatches:
                 yield {name: values[rows] for name, values in self.inputs.items()}, self.labels[rows]
 
 
-def shifted(largest: int) -> Augment:
-    """An augmentation that moves every image by up to `largest` pixels each way, repeating the border."""
+def jittered(degrees: float, scale: float, shift: float) -> Augment:
+    """An augmentation that turns, scales and moves every image at random, repeating the border.
+
+    degrees: largest turn each way. scale: largest change of size, as a fraction. shift: largest move, as a fraction of
+    the image's side.
+    """
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-        height, width = images.shape[-2:]
-        padded = nn.functional.pad(images, (largest,) * 4, mode="replicate")
-        offsets = torch.randint(0, 2 * largest + 1, (len(images), 2), generator=generator).tolist()
-        return torch.stack(
-            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, offsets, strict=True)]
-        )
+        draw = torch.rand((4, len(images)), generator=generator) * 2 - 1
+        angle, zoom = draw[0] * math.radians(degrees), 1 + draw[1] * scale
+        cos, sin = angle.cos() * zoom, angle.sin() * zoom
+        # affine_grid's coordinates run from -1 to 1, so that a side is 2 long.
+        move = draw[2:] * 2 * shift
+        theta = torch.stack([torch.stack([cos, -sin, move[0]], 1), torch.stack([sin, cos, move[1]], 1)], 1)
+        grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+        return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
     return augment
 
@@ -116,16 +123,6 @@ def seeded(seed: int, *, threads: int | None = None) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def forward(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's result on positional or named inputs."""
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-
-
-def logits(output: Any) -> Tensor:
-    """(batch, classes) out of a plain tensor or out of an object with `.logits` (transformers)."""
-    return output if isinstance(output, Tensor) else output.logits
 
 
 def train(
@@ -169,7 +166,7 @@ def _train_epoch(
     for inputs, labels in batches:
         optimizer.zero_grad(set_to_none=True)
         loss = nn.functional.cross_entropy(
-            logits(forward(model, inputs)), labels, label_smoothing=recipe.label_smoothing
+            logits_of(forward(model, inputs)), labels, label_smoothing=recipe.label_smoothing
         )
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), recipe.largest_gradient_norm)

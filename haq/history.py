@@ -81,6 +81,8 @@ class History:
 
     def validation(self, signature: str) -> Measurement | None:
         """The held-out measurement of executed formats, absent until the front was validated."""
+        if self.baseline is not None and signature == self.baseline.signature:
+            return self.baseline.measurements.get(VALIDATION)
         return (self.validations or {}).get(signature)
 
 

@@ -107,11 +107,11 @@ def open_run(path: Path, request: RunRequest) -> Iterator[OpenRun]:
     """
     asked = request.to_json()
     existing = path.is_dir() and (path / RUN_FILE).is_file()
-    if path.is_dir() and not existing and (found := sorted(p.name for p in path.iterdir() if p.name != LOCK_FILE)):
+    if path.is_dir() and not existing and (other := sorted(p.name for p in path.iterdir() if p.name != LOCK_FILE)):
         raise InputError(
             "folder holds files that are no run of haq",
             where=f"--out {path}",
-            got=", ".join(found[:3]),
+            got=", ".join(other[:3]),
             expected="a new or empty folder, or a run directory",
         )
     try:
@@ -127,9 +127,11 @@ def open_run(path: Path, request: RunRequest) -> Iterator[OpenRun]:
     try:
         _lock(handle, path)
         if existing:
-            _check_same_search(read_run(path), asked)
-        else:
-            write_atomically(path / RUN_FILE, json.dumps(asked, indent=2) + "\n")
+            found = read_run(path)
+            _check_same_search(found, asked)
+            # Only the budget can differ; versions and machine stay those of the start.
+            asked = {**found.info, **{part: asked[part] for part in IDENTITY}}
+        write_atomically(path / RUN_FILE, json.dumps(asked, indent=2) + "\n")
         history = HistoryWriter(path / HISTORY_FILE)
         try:
             yield OpenRun(read_run(path), history)

@@ -1,0 +1,74 @@
+"""What a search reports while it runs; a caller passes one function that receives these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from haq.accuracy import Measurement
+from haq.candidate import Candidate
+from haq.front import Point
+from haq.history import Summary
+
+
+@dataclass(frozen=True)
+class Started:
+    """The search is about to run. found: candidates that an earlier run left; space_size: assignments."""
+
+    found: int
+    trials: int
+    groups: int
+    space_size: int
+
+
+@dataclass(frozen=True)
+class BaselineMeasured:
+    """FP32 is measured (or known from before). estimate_s: time that the remaining candidates will take about."""
+
+    measurements: Mapping[str, Measurement]
+    estimate_s: float
+
+
+@dataclass(frozen=True)
+class CandidateDone:
+    """A candidate is in the history. left_s: estimated time left.
+
+    best: target -> smallest feasible point, within 1 point of FP32 where the user set no largest drop.
+    """
+
+    candidate: Candidate
+    done: int
+    trials: int
+    left_s: float
+    best: Mapping[str, Point]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A front member is measured on the validation split."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know that does not stop the search."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over. reason: `trials`, `timeout`, `space exhausted` or `stalled` (nothing feasible turns up)."""
+
+    reason: str
+    summary: Summary
+
+
+Event = Started | BaselineMeasured | CandidateDone | Validated | Notice | Finished
+Progress = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Report nothing."""

@@ -1,0 +1,121 @@
+"""Runs a search: checks the limits, evaluates candidates until the end, validates the front, writes the files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from haq.errors import lookup
+from haq.front import front
+from haq.history import VALIDATION, summarize
+from haq.outputs import write_outputs
+from haq.rundir import IDENTITY, OpenRun, RunRequest, open_run
+from haq.search.events import BaselineMeasured, CandidateDone, Finished, Notice, Progress, Started, Validated, silent
+from haq.search.feasibility import reachable_levels
+from haq.search.mirror import Mirror, storage_url
+from haq.search.problem import Problem, SearchOptions, baseline_costs
+from haq.search.samplers import SAMPLERS
+from haq.search.seeds import Seed, seeds
+from haq.search.session import Session
+from haq.search.study import quiet_optuna
+
+STALLED = 200
+"""Candidates in a row without a new measurement, after which a search gives up."""
+
+
+def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Progress = silent) -> Path:
+    """Search, or go on with the same search, in the run directory `out`; returns it when all its files are written.
+
+    Raises InfeasibleError before any measurement when limits on cost cannot be met, InputError on wrong input. On
+    KeyboardInterrupt and on any error every finished candidate is kept, and the front so far is written.
+    """
+    lookup(SAMPLERS, options.sampler, "sampler")
+    base = baseline_costs(problem)
+    planned = seeds(problem.workload, problem.space)
+    reachable = reachable_levels(problem, base, tuple(seed.levels for seed in planned))
+    planned += tuple(Seed(f"seed:within-limits-{target}", levels) for target, levels in reachable.items())
+    with quiet_optuna(), open_run(out, request(problem, options)) as opened:
+        groups = sum(group.is_free for group in problem.space.groups)
+        progress(Started(len(opened.run.history.candidates), options.trials, groups, problem.space.size))
+        session = Session(problem, options, opened, base)
+        try:
+            with _open_mirror(session, opened) as mirror:
+                reason = _search(session, planned, mirror, progress)
+            _validate_fronts(session, progress)
+        finally:
+            write_outputs(replace(opened.run, history=session.history))
+        progress(Finished(reason, summarize(session.history)))
+    return out
+
+
+def request(problem: Problem, options: SearchOptions) -> RunRequest:
+    """What `run.json` holds."""
+    return RunRequest(
+        spec=problem.spec,
+        search={"sampler": options.sampler, "seed": options.seed, "trials": options.trials},
+        provenance=problem.provenance,
+        targets={t.name: {"batch": t.batch, "confidence": t.confidence, "title": t.title} for t in problem.targets},
+        space={
+            "groups": [{"name": g.name, "layers": list(g.layers), "bits": list(g.bits)} for g in problem.space.groups]
+        },
+    )
+
+
+def _search(session: Session, planned: tuple[Seed, ...], mirror: Mirror, progress: Progress) -> str:
+    """Evaluate candidates until something ends the search; returns what."""
+    options, started, first, idle = session.options, time.perf_counter(), session.done, 0
+    each = session.seconds / max(1, session.done + len(session.problem.splits))
+    progress(BaselineMeasured(session.baseline.measurements, each * (options.trials - session.done)))
+    while session.done < options.trials:
+        if options.timeout_s is not None and time.perf_counter() - started >= options.timeout_s:
+            return "timeout"
+        if idle >= STALLED:
+            return "stalled"
+        proposal = session.propose(planned)
+        if proposal is None:
+            return "space exhausted"
+        before = session.done
+        candidate = session.evaluate(proposal)
+        if trouble := mirror.add(candidate, {name: known[-1] for name, known in session.lessons.items()}):
+            progress(Notice(trouble))
+        idle = 0 if session.done > before else idle + 1
+        if session.done > first:
+            each = (time.perf_counter() - started) / (session.done - first)
+        left = each * (options.trials - session.done)
+        progress(CandidateDone(candidate, session.done, options.trials, left, session.best()))
+    return "trials"
+
+
+def _validate_fronts(session: Session, progress: Progress) -> None:
+    """Measure the members of every target's front on the validation split; nothing is chosen on it."""
+    if VALIDATION not in session.problem.splits:
+        return
+    members = {
+        point.result.executed.signature: point.result.executed
+        for target in session.problem.targets
+        for point in front(session.candidates, target.name)
+    }
+    missing = [executed for signature, executed in members.items() if session.history.validation(signature) is None]
+    for count, executed in enumerate(missing, 1):
+        session.validate(executed)
+        progress(Validated(count, len(missing)))
+
+
+@contextlib.contextmanager
+def _open_mirror(session: Session, opened: OpenRun) -> Iterator[Mirror]:
+    """The copy of the history for dashboards, brought up to date."""
+    identity = json.dumps([opened.run.info[part] for part in IDENTITY], sort_keys=True)
+    url = storage_url(session.options.storage, opened.run.path)
+    mirror = Mirror(url, session.problem.space, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    try:
+        for target, lessons in session.lessons.items():
+            name = f"{opened.run.path.resolve().name}/{target}"
+            mirror.open(target, name, tuple(zip(session.candidates, lessons, strict=True)))
+        yield mirror
+    finally:
+        mirror.close()

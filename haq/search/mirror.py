@@ -1,0 +1,111 @@
+"""The Optuna storage that dashboards read: a copy of the history, rebuilt when it is missing or behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import optuna
+import sqlalchemy.exc
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from haq.candidate import Candidate
+from haq.errors import InputError
+from haq.search.study import OBJECTIVES, Lesson, finished_trial
+from haq.space import SearchSpace
+
+STORAGE_FILE = "study.db"
+
+
+class Mirror:
+    """Writes finished candidates into one study per target; without a URL, nowhere. It changes because storages do."""
+
+    def __init__(self, url: str | None, space: SearchSpace, identity: str) -> None:
+        """Connect. identity: of the search, so that a storage shared by several runs never mixes them."""
+        self._space, self._identity = space, identity
+        self._storage = None if url is None else _connect(url)
+        self._studies: dict[str, optuna.Study] = {}
+
+    def open(self, target: str, name: str, lessons: Sequence[tuple[Candidate, Lesson]]) -> None:
+        """Create or load a target's study under `name` and add the candidates that it lacks."""
+        if self._storage is None:
+            return
+        study = _create(self._storage, name)
+        held = study.user_attrs.get("search")
+        count = len(study.get_trials(deepcopy=False))
+        if held != self._identity and count:
+            raise InputError(
+                "storage already holds another search under this name",
+                where=f"study {name!r}",
+                got=self._identity,
+                expected=str(held),
+                way_out="choose another --storage or another name for --out",
+            )
+        if count > len(lessons):
+            # The history lost records that the copy still has; the history is the truth.
+            optuna.delete_study(study_name=name, storage=self._storage)
+            study, count = _create(self._storage, name), 0
+        study.set_user_attr("search", self._identity)
+        study.set_metric_names(list(OBJECTIVES))
+        for candidate, lesson in lessons[count:]:
+            study.add_trial(self._trial(target, candidate, lesson))
+        self._studies[target] = study
+
+    def add(self, candidate: Candidate, lessons: Mapping[str, Lesson]) -> str:
+        """Write one finished candidate; lessons: by target. Returns what went wrong, or nothing.
+
+        A storage that fails is given up and not fatal: the history has the candidate, the next start catches up.
+        """
+        try:
+            for target, study in self._studies.items():
+                study.add_trial(self._trial(target, candidate, lessons[target]))
+        except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            self._studies = {}
+            return f"the Optuna storage takes no more trials, the search goes on without: {str(error).splitlines()[0]}"
+        return ""
+
+    def close(self) -> None:
+        if self._storage is not None:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
+    def _trial(self, target: str, candidate: Candidate, lesson: Lesson) -> FrozenTrial:
+        result = candidate.on(target)
+        attributes: Mapping[str, object] = {
+            "candidate": candidate.number,
+            "origin": candidate.origin,
+            "config": result.config_id,
+            "measured": result.measurement is not None,
+            "violations": list(result.violations),
+        }
+        return finished_trial(self._space, lesson, user_attrs=attributes)
+
+
+def _connect(url: str) -> RDBStorage:
+    try:
+        storage = RDBStorage(url)
+        if url.startswith("sqlite"):
+            with storage.engine.connect() as connection:  # a third of the default's time per trial
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    except (ImportError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise InputError(
+            "cannot open the storage",
+            where=f"--storage {url}",
+            got=str(error).splitlines()[0],
+            expected="an Optuna storage URL, such as sqlite:///study.db",
+        ) from None
+    return storage
+
+
+def _create(storage: RDBStorage, name: str) -> optuna.Study:
+    directions = ["minimize"] * len(OBJECTIVES)
+    return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+
+
+def storage_url(storage: str, run: Path) -> str | None:
+    """The URL that an option means: `sqlite` is a file in the run directory, `none` no storage at all."""
+    if storage == "none":
+        return None
+    return f"sqlite:///{(run / STORAGE_FILE).resolve()}" if storage == "sqlite" else storage

@@ -1,0 +1,108 @@
+"""What is searched: a workload, its space, the targets with their limits, and how accuracy is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from haq.accuracy import Scores
+from haq.candidate import Fallback, TargetResult
+from haq.constraints import Constraints, Verdict
+from haq.history import SEARCH, VALIDATION
+from haq.precision import FORMATS, Assignment, Precision
+from haq.space import SearchSpace
+from haq.workload import Workload
+
+Measure = Callable[[Assignment, str], "Scores | float"]
+"""(executed assignment, split) -> per-sample scores, or one number."""
+
+NO_LIMITS = Constraints()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target as the search sees it.
+
+    legalize: bit-widths -> what the device executes, and the fallbacks. costs: executed -> figures (decision 11's keys,
+    unknown ones absent). batch, confidence and title only describe the latency.
+    """
+
+    name: str
+    legalize: Callable[[Assignment], tuple[Assignment, tuple[Fallback, ...]]]
+    costs: Callable[[Assignment], Mapping[str, float]]
+    constraints: Constraints = NO_LIMITS
+    batch: int = 1
+    confidence: str = "facts only"
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One search, ready to run.
+
+    measure: called with (executed assignment, split) for each split in `splits`; a user's function that knows one data
+    set has the search split only. spec: the resolved spec; provenance: `model`, `weights_hash`, `data_hash`, `metric`
+    and whatever else identifies the input; both plain JSON data, kept in `run.json`.
+    """
+
+    workload: Workload
+    space: SearchSpace
+    targets: tuple[Target, ...]
+    measure: Measure
+    splits: tuple[str, ...] = (SEARCH, VALIDATION)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def scores(self, executed: Assignment, split: str) -> Scores | float:
+        """What `measure` returns, as float64 scores or a float."""
+        raw = np.asarray(self.measure(executed, split), dtype=np.float64)
+        return float(raw) if raw.ndim == 0 else raw
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a search is run.
+
+    trials: candidates whose accuracy is measured, all different. timeout_s: no new candidate starts after it.
+    storage: `sqlite` mirrors the study into the run directory for dashboards, `none` does not, else an Optuna URL.
+    """
+
+    trials: int = 64
+    seed: int = 0
+    sampler: str = "tpe"
+    timeout_s: float | None = None
+    storage: str = "sqlite"
+
+
+def unquantized(workload: Workload) -> Assignment:
+    """FP32 everywhere, whatever a target would execute: what accuracy is compared with."""
+    fp32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
+    return Assignment.uniform(workload.layer_names, fp32)
+
+
+def baseline_costs(problem: Problem) -> dict[str, Mapping[str, float]]:
+    """Target -> figures of the FP32 model as legalized there."""
+    fp32 = Assignment.uniform(problem.workload.layer_names, 32)
+    return {target.name: target.costs(target.legalize(fp32)[0]) for target in problem.targets}
+
+
+def price(target: Target, requested: Assignment, base: Mapping[str, float]) -> TargetResult:
+    """The candidate on one target before accuracy is known; its violations are those of cost alone."""
+    executed, fallbacks = target.legalize(requested)
+    costs = target.costs(executed)
+    verdict = target.constraints.judge(figures(costs, base), cheap=True)
+    return TargetResult(target.name, executed, fallbacks, costs, violations=sentences(verdict))
+
+
+def figures(costs: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+    """The costs together with what is relative to the baseline: what limits are judged on, but for the drop."""
+    return {**costs, "latency_rise_ms": costs["latency_ms"] - base["latency_ms"]}
+
+
+def sentences(verdict: Verdict) -> tuple[str, ...]:
+    """One sentence for each violated limit and each that cannot be judged."""
+    unknown = (f"{name} is unknown on this target, so its limit cannot be judged" for name in verdict.unknown)
+    return (*map(str, verdict.violations), *unknown)

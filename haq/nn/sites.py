@@ -1,0 +1,139 @@
+"""Names the multiplying ops of a running model: which layer each one is, for the tracer and for the simulator alike.
+
+A convolution, matrix product or embedding that runs inside the module which owns its weight is that module. One that
+runs on a parameter from elsewhere is a functional layer, named after the parameter (`attn.in_proj`). One of two
+activations is an attention product, `module/matmul_0`, counted within one call of the innermost running module. A
+second call of the same thing appends `@1`.
+
+The simulator uses it so: `with running(model, root) as sites:` around the forward pass installs the hooks that follow
+the innermost module, and inside a TorchDispatchMode `sites.site(func, args)` says what an aten call is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+OPERANDS: dict[str, tuple[int, int]] = {
+    "aten.mm": (0, 1),
+    "aten.bmm": (0, 1),
+    "aten.mv": (0, 1),
+    "aten.dot": (0, 1),
+    "aten.addmm": (1, 2),
+    "aten.addmv": (1, 2),
+    "aten.baddbmm": (1, 2),
+    "aten.convolution": (0, 1),
+    "aten.embedding": (1, 0),
+}
+"""aten op -> positions of its two operands; where one of them is a weight, it is mostly the second."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one multiplying aten call is.
+
+    name: of the layer, with its call number. activations: argument positions of the activations (two for an attention
+    product). weight: argument position of the weight and key its state-dict name; absent for an attention product.
+    in_module: whether the weight belongs to the module that is running, so that a module hook sees the call too.
+    """
+
+    name: str
+    activations: tuple[int, ...]
+    weight: int | None = None
+    key: str | None = None
+    in_module: bool = False
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Names the memory behind a tensor and all its views, on real and on meta devices."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+class Sites:
+    """Follows the innermost running module and names calls. It changes while the model runs: it counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._key_of: dict[int, str] = {}
+        for key, parameter in model.named_parameters():
+            self._key_of.setdefault(storage_key(parameter), key)
+        self._stack: list[tuple[str, nn.Module, Counter[str]]] = [("", model, Counter())]
+        self._calls: Counter[str] = Counter()
+
+    @property
+    def module_name(self) -> str:
+        """The innermost running module."""
+        return self._stack[-1][0]
+
+    @property
+    def module(self) -> nn.Module:
+        return self._stack[-1][1]
+
+    def enter(self, name: str, module: nn.Module) -> None:
+        self._stack.append((name, module, Counter()))
+
+    def leave(self) -> None:
+        self._stack.pop()
+
+    def key(self, tensor: Tensor) -> str | None:
+        """The state-dict name of the parameter that `tensor` is, or is a view of."""
+        return self._key_of.get(storage_key(tensor))
+
+    def local_name(self, what: str) -> str:
+        """`module/what_0`, counted within this call of the innermost module."""
+        name, _, counts = self._stack[-1]
+        number = counts[what]
+        counts[what] += 1
+        return f"{name}/{what}_{number}" if name else f"{what}_{number}"
+
+    def called(self, name: str) -> str:
+        """`name`, or `name@k` when it ran k times before."""
+        number = self._calls[name]
+        self._calls[name] += 1
+        return f"{name}@{number}" if number else name
+
+    def site(self, op: str, args: tuple[Any, ...]) -> Site | None:
+        """What the aten call is; None where the op does not multiply (or convolves with a computed weight)."""
+        if op not in OPERANDS:
+            return None
+        first, second = OPERANDS[op]
+        for weight, other in ((second, first), (first, second)):
+            key = self.key(args[weight])
+            if key is not None:
+                name, in_module = self._layer_name(args[weight], key)
+                return Site(self.called(name), (other,), weight, key, in_module)
+        if op in ("aten.convolution", "aten.embedding"):
+            return None
+        return Site(self.called(self.local_name("matmul")), (first, second))
+
+    def _layer_name(self, weight: Tensor, key: str) -> tuple[str, bool]:
+        name, module, _ = self._stack[-1]
+        own = module._parameters.get("weight")
+        if own is not None and storage_key(own) == storage_key(weight) and own.numel() == weight.numel():
+            return name, True
+        base = key.removesuffix(".weight").removesuffix("_weight")
+        whole = weight.untyped_storage().nbytes() // weight.element_size()
+        if weight.numel() == whole:
+            return base, False
+        # A slice of a packed parameter (nn.MultiheadAttention with different keys): numbered by its place.
+        return f"{base}[{weight.storage_offset() // weight.numel()}]", False
+
+
+@contextlib.contextmanager
+def running(model: nn.Module) -> Iterator[Sites]:
+    """Sites that follow the forward passes of `model` as long as the context lasts."""
+    sites = Sites(model)
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(lambda m, _, name=name: sites.enter(name, m)))
+            handles.append(module.register_forward_hook(lambda *_: sites.leave(), always_call=True))
+    try:
+        yield sites
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,116 @@
+"""Batch-norm folding: exact, complete, and harmless to the model it is given."""
+
+import copy
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from haq.nn.fold import fold_batch_norm
+from haq.nn.models.resnet import resnet18
+from haq.nn.trace import trace
+
+
+def digest(model):
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict().values())).hexdigest()
+
+
+def randomized(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.2, 3, generator=generator)
+            if module.affine:
+                nn.init.normal_(module.weight, 1, 0.5, generator=generator)
+                nn.init.normal_(module.bias, generator=generator)
+    return model.eval()
+
+
+PAIRS = {
+    "conv2d": (nn.Sequential(nn.Conv2d(6, 9, 3), nn.BatchNorm2d(9)), (2, 6, 8, 8)),
+    "no bias": (nn.Sequential(nn.Conv2d(6, 9, 3, bias=False), nn.BatchNorm2d(9)), (2, 6, 8, 8)),
+    "grouped": (nn.Sequential(nn.Conv2d(6, 12, 3, groups=3), nn.BatchNorm2d(12)), (2, 6, 8, 8)),
+    "depthwise": (nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6, eps=1e-3)), (2, 6, 8, 8)),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(6, 9, 3), nn.BatchNorm2d(9)), (2, 6, 8, 8)),
+    "grouped transposed": (nn.Sequential(nn.ConvTranspose2d(6, 9, 3, groups=3), nn.BatchNorm2d(9)), (2, 6, 8, 8)),
+    "conv1d": (nn.Sequential(nn.Conv1d(6, 9, 3), nn.BatchNorm1d(9, affine=False)), (2, 6, 8)),
+    "conv3d": (nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4)), (2, 2, 5, 5, 5)),
+    "linear": (nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)), (2, 6)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_layer_and_its_batch_norm_become_one_layer_with_the_same_output(pair):
+    model, shape = copy.deepcopy(PAIRS[pair])
+    model = randomized(model)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    folded = fold_batch_norm(model, (x,))
+    assert isinstance(folded[1], nn.Identity)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_resnet18_folds_all_twenty_and_keeps_its_logits():
+    model = randomized(resnet18())
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    folded = fold_batch_norm(model, (x,))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-3, atol=1e-3)
+    # 11,689,512 parameters less two per batch-norm channel plus one bias per channel: 4,800 channels in all.
+    assert trace(folded, (x,), name="folded").parameters == 11_689_512 - 4_800
+
+
+def test_the_argument_is_bit_identical_afterwards_and_still_training():
+    model = randomized(resnet18()).train()
+    before, modules = digest(model), [type(m) for m in model.modules()]
+    fold_batch_norm(model, (torch.zeros(1, 3, 32, 32),))
+    assert digest(model) == before
+    assert [type(m) for m in model.modules()] == modules
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+class NormFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+
+class SharedConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(self.conv(x)))
+
+
+@pytest.mark.parametrize("cls", [TwoReaders, NormFirst, SharedConv])
+def test_a_batch_norm_that_would_change_the_function_stays(cls):
+    model = randomized(cls())
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    folded = fold_batch_norm(model, (x,))
+    assert isinstance(folded.norm, nn.BatchNorm2d)
+    torch.testing.assert_close(folded(x), model(x))
+
+
+def test_a_network_without_weights_folds_on_the_meta_device():
+    with torch.device("meta"):
+        model = resnet18()
+    folded = fold_batch_norm(model, (torch.empty(1, 3, 224, 224, device="meta"),))
+    assert all(p.is_meta for p in folded.parameters())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())

@@ -132,13 +132,13 @@ class Deployment(_Section):
 
 
 class Search(_Section):
-    """How the search is run. storage: an Optuna URL in place of the run directory's own file."""
+    """How the search is run. storage: `sqlite` in the run directory, `none`, or an Optuna URL."""
 
     trials: Annotated[int, Field(ge=1)] = 64
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
     timeout_s: Positive | None = None
-    storage: str | None = None
+    storage: str = "sqlite"
 
 
 class Spec(_Section):

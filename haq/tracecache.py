@@ -57,6 +57,10 @@ def _code() -> Iterator[Path]:
 
 
 def _trace(space: SpaceFile) -> Workload:
-    from haq.nn.bundle import trace_space  # torch loads here, and only when nothing is cached
+    # torch loads here, and only when nothing is cached
+    from haq.nn.bundle import load_bundle
+    from haq.nn.fold import fold_batch_norm
+    from haq.nn.trace import trace
 
-    return trace_space(space)
+    bundle = load_bundle(space, with_data=False)
+    return trace(fold_batch_norm(bundle.model, bundle.example), bundle.example, name=space.name)

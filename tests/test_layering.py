@@ -27,9 +27,9 @@ GLUE = {"haq.api", "haq.tracecache"}
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
-    {"space", "spacefile", "spec", "hardware", "doctor", "diskcache"},
+    {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache"},
     {"search", "nn", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "tracecache"},
+    {"report", "tracecache", "pricing"},
     {"api"},
     {"cli"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from haq.precision import Assignment, Precision
 from haq.report.plots import Panel, Picture, draw_front, front_figure, headline
 
 LAYERS = ("a", "b")
+FP32 = {"size_bytes": 8e6, "latency_ms": 2.0}
 REFERENCE: Scores = np.array([1.0] * 96 + [0.0] * 4)
 
 
@@ -28,7 +30,8 @@ def candidate(number: int, bits: tuple[int, int], wrong: int, targets: tuple[str
     measured = compare(REFERENCE, scores, "search")
     violations = ("drop_points 5 exceeds max_drop_points 2",) if wrong > 2 else ()
     results = tuple(TargetResult(t, executed, (), costs, measured, violations) for t in targets)
-    return Candidate(number, "tpe", Assignment.of(dict(zip(LAYERS, bits, strict=True))), results)
+    origin = "seed:uniform8" if bits == (8, 8) else "tpe"
+    return Candidate(number, origin, Assignment.of(dict(zip(LAYERS, bits, strict=True))), results)
 
 
 def picture(targets: tuple[str, ...] = ("a100", "mobile"), *, max_drop: float | None = 2.0) -> Picture:
@@ -41,7 +44,7 @@ def picture(targets: tuple[str, ...] = ("a100", "mobile"), *, max_drop: float | 
         candidate(5, (4, 4), 90, targets),
     )
     limits = Constraints(max_drop_points=max_drop, max_size_bytes=6e6)
-    panels = tuple(Panel(t, f"device {t}", "facts only", found, frozenset({0, 1, 2}), limits) for t in targets)
+    panels = tuple(Panel(t, f"device {t}", "facts only", found, frozenset({0, 1, 2}), limits, FP32) for t in targets)
     return Picture("tiny", 8, panels)
 
 
@@ -95,7 +98,7 @@ def test_a_collapsed_candidate_does_not_squash_the_axis() -> None:
 
 
 def test_a_run_with_nothing_measured_still_draws(tmp_path: Path) -> None:
-    empty = Picture("tiny", 1, (Panel("a100", "A100", "calibrated", (), frozenset(), Constraints()),))
+    empty = Picture("tiny", 1, (Panel("a100", "A100", "calibrated", (), frozenset(), Constraints(), {}),))
     draw_front(empty, tmp_path / "front.png")
     assert "no measured candidate" in texts(front_figure(empty))
 
@@ -105,3 +108,11 @@ def test_one_or_several_targets_become_a_png(tmp_path: Path) -> None:
         path = tmp_path / f"{len(targets)}.png"
         draw_front(picture(targets, max_drop=None), path)
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_limit_on_the_latency_rise_is_drawn_from_fp32_on() -> None:
+    (panel,) = picture(("a100",)).panels
+    limited = Picture("tiny", 8, (replace(panel, limits=Constraints(max_latency_rise_ms=0.5)),))
+    latency = front_figure(limited).get_axes()[1]
+    (dashed,) = (line for line in latency.get_lines() if line.get_linestyle() == "--")
+    assert dashed.get_xdata() == pytest.approx([2.5, 2.5])

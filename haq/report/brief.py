@@ -74,7 +74,7 @@ def _search(spec: Spec) -> str:
     search = spec.search
     parts = [f"{search.trials} trials of {search.sampler}, seed {search.seed}"]
     parts += [f"at most {search.timeout_s:g} s"] if search.timeout_s else []
-    parts += [f"storage {search.storage}"] if search.storage else []
+    parts += [f"storage {search.storage}"] if search.storage != "sqlite" else []
     return "; ".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,16 @@ from haq.pareto import non_dominated
 
 FRONT, DOMINATED, INFEASIBLE, LIMIT, BASELINE = "#0b5fa5", "#9aa3ad", "#c98b8b", "#d9822b", "#222222"
 DPI = 150
+UNIFORM_8 = "seed:uniform8"
+"""The origin of the candidate that asks 8 bits everywhere (or the nearest that pins and rules allow)."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One target's column. front: numbers of the candidates on its front; confidence: of the modelled latency."""
+    """One target's column. confidence: of the modelled latency. front: numbers of the candidates on its front.
+
+    fp32_costs: figures of the legalized FP32 model there, empty when nothing was measured yet.
+    """
 
     target: str
     title: str
@@ -33,6 +38,7 @@ class Panel:
     candidates: tuple[Candidate, ...]
     front: frozenset[int]
     limits: Constraints
+    fp32_costs: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,11 @@ def _draw_panel(axes: Axes, panel: Panel, axis: _Axis) -> None:
     _scatter(axes, [r for r in others if r.is_feasible], axis, floor, ("o", DOMINATED, "dominated"))
     _scatter(axes, [r for r in others if not r.is_feasible], axis, floor, ("x", INFEASIBLE, "breaks a limit"))
     _draw_front_line(axes, front, axis, floor)
-    for name, bits, marker in (("FP32", 32, "*"), ("8-bit", 8, "D")):
-        for candidate, result in shown:
-            if set(candidate.requested.values()) == {bits}:
-                _draw_baseline(axes, result, axis, (name, marker), floor)
-                break
-    _draw_limits(axes, panel, axis, shown)
+    for result in (r for c, r in shown if c.origin == UNIFORM_8):
+        _draw_baseline(axes, (_x(result, axis), max(_percent(result), floor)), "8-bit", "D")
+    if axis.figure in panel.fp32_costs:
+        _draw_baseline(axes, (panel.fp32_costs[axis.figure] * axis.scale, fp32), "FP32", "*")
+    _draw_limits(axes, panel, axis, fp32)
     top = max(fp32, *(_percent(r) for _, r in shown))
     axes.set_ylim(floor, top + 0.12 * (top - floor))
     axes.margins(x=0.12)
@@ -164,31 +169,27 @@ def _draw_front_line(axes: Axes, front: Sequence[TargetResult], axis: _Axis, flo
             axes.vlines(x, max(low, floor), high, color=FRONT, linewidth=0.9, alpha=0.45, zorder=4)
 
 
-def _draw_baseline(axes: Axes, result: TargetResult, axis: _Axis, style: tuple[str, str], floor: float) -> None:
-    name, marker = style
-    x, y = _x(result, axis), max(_percent(result), floor)
+def _draw_baseline(axes: Axes, at: tuple[float, float], name: str, marker: str) -> None:
     axes.scatter(
-        [x], [y], s=110 if marker == "*" else 42, marker=marker, facecolors="white", edgecolors=BASELINE,
+        [at[0]], [at[1]], s=110 if marker == "*" else 42, marker=marker, facecolors="white", edgecolors=BASELINE,
         linewidths=1.2, zorder=6, label=f"uniform {name}", clip_on=False,
     )  # fmt: skip
     axes.annotate(
-        name, (x, y), xytext=(-8, 4), textcoords="offset points", fontsize=8, ha="right", color=BASELINE, zorder=7,
+        name, at, xytext=(-8, 4), textcoords="offset points", fontsize=8, ha="right", color=BASELINE, zorder=7,
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip
 
 
-def _draw_limits(axes: Axes, panel: Panel, axis: _Axis, shown: Sequence[tuple[Candidate, TargetResult]]) -> None:
+def _draw_limits(axes: Axes, panel: Panel, axis: _Axis, fp32: float) -> None:
     """The user's limits as lines: the largest drop across, the cost's limit upright."""
     limits = panel.limits.set_limits()
     if (drop := limits.get("max_drop_points")) is not None:
-        lowest = _fp32_percent(shown[0][1]) - drop
-        axes.axhline(lowest, label="limit", color=LIMIT, linestyle="--", linewidth=1.1, zorder=1)
-    bound = limits.get(axis.limit)
-    if axis.figure == "latency_ms" and (rise := limits.get("max_latency_rise_ms")) is not None:
-        base = [r.costs["latency_ms"] for c, r in shown if set(c.requested.values()) == {32}]
-        bound = min([b + rise for b in base] + ([] if bound is None else [bound]), default=bound)
-    if bound is not None:
-        axes.axvline(bound * axis.scale, label="limit", color=LIMIT, linestyle="--", linewidth=1.1, zorder=1)
+        axes.axhline(fp32 - drop, label="limit", color=LIMIT, linestyle="--", linewidth=1.1, zorder=1)
+    bounds = [limits[axis.limit]] if axis.limit in limits else []
+    if axis.figure == "latency_ms" and "max_latency_rise_ms" in limits and axis.figure in panel.fp32_costs:
+        bounds.append(panel.fp32_costs[axis.figure] + limits["max_latency_rise_ms"])
+    if bounds:
+        axes.axvline(min(bounds) * axis.scale, label="limit", color=LIMIT, linestyle="--", linewidth=1.1, zorder=1)
 
 
 def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:

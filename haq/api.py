@@ -1,0 +1,164 @@
+"""The verbs of haq: search a spec or a model in memory, go on with a run, rewrite what a run directory shows.
+
+This is the glue between the parts. torch, Optuna and matplotlib are imported where they are used, so that importing
+this module stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haq.errors import InputError
+from haq.hardware.profile import load_profile
+from haq.pricing import Estimate, price
+from haq.resources import shipped_names
+from haq.rundir import RUN_FILE, Run, read_run
+from haq.space import Rule, build_space
+from haq.spacefile import FOLDER, load_space
+from haq.spec import Scope, Spec, spec_from
+from haq.tracecache import workload_of
+
+if TYPE_CHECKING:  # names for annotations only; at run time they would load torch
+    from torch import nn
+
+    from haq.nn.bundle import Bundle
+    from haq.nn.task import Inputs, Task
+    from haq.search.events import Progress
+
+
+def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1) -> Estimate:
+    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data."""
+    return price(workload_of(load_space(space)), target, bits, batch=batch)
+
+
+def search_spec(spec: Spec, out: Path, progress: Progress, sources: Scope | None = None) -> Run:
+    """Run the search of a spec in the run directory `out`, or go on with it there; returns the run.
+
+    sources: where space, model, weights and data are loaded from, when that is not what the spec says (a run that is
+    resumed elsewhere). Raises InputError on wrong input and InfeasibleError when limits cannot be met.
+    """
+    scope = sources if sources is not None else spec.scope
+    space = load_space(scope.space)
+    for target in spec.hardware.targets:
+        load_profile(target)  # a wrong name is said before a network is loaded
+
+    from haq.nn.bundle import load_bundle
+
+    bundle = load_bundle(space, weights=scope.weights, data=scope.data, model=scope.model)
+    rules = tuple(Rule(rule.layers, rule.bits) for rule in space.rules)
+    return _run(bundle, spec, (rules, tuple(group.layers for group in space.groups)), out, progress)
+
+
+def resume(directory: Path, given: Mapping[str, str], progress: Progress) -> Run:
+    """Go on with the search in a run directory.
+
+    given: `space`, `model`, `weights` or `data` by path. Whatever the run took from outside must be given again: no
+    code and no file is loaded because a run directory, which people pass around, names it. Hashes are checked.
+    """
+    spec = spec_from(read_run(directory).info["spec"], where=f"{directory}/run.json")
+    asked = spec.scope.model_dump(exclude_none=True)
+    external: list[str] = [key for key in ("model", "weights", "data") if key in asked]
+    if spec.scope.space not in shipped_names(FOLDER):
+        external.insert(0, "space")
+        if not spec.scope.space.endswith(".toml"):
+            raise InputError(
+                "the run was started from Python with a model in memory", where=str(directory), got=spec.scope.space,
+                expected="haq.search(...) with the same arguments and the same out",
+            )  # fmt: skip
+    for key in external:
+        if key not in given:
+            raise InputError(
+                f"the run took its {key} from outside haq", where=str(directory), got=asked[key],
+                expected=f"--{key} again, so that nothing is loaded because a run directory names it",
+            )  # fmt: skip
+    for key in given:
+        if key not in external:
+            raise InputError(
+                f"the run has no {key} of the user's", where=str(directory), expected=f"no --{key}",
+                way_out="a different search needs another --out",
+            )  # fmt: skip
+    return search_spec(spec, directory, progress, Scope.model_validate({**asked, **given}))
+
+
+def search(
+    model: nn.Module,
+    *,
+    calibration: Iterable[Inputs],
+    evaluate: Callable[[nn.Module], object] | Task,
+    target: str | Sequence[str],
+    out: str | Path,
+    validate: Callable[[nn.Module], object] | None = None,
+    spec: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Search a model that is in memory; returns the run, whose files are in `out`.
+
+    calibration: batches of inputs (tuples, or dicts of keywords). evaluate: returns one number, larger is better, or
+    one score per sample, which adds intervals; or a Task. validate: the same on data that the search never sees.
+    spec: further sections of the search spec, such as `{"accuracy": {"max_drop_points": 1}, "search": {"trials": 32}}`.
+    The model itself stays as it is.
+    """
+    from haq.nn.prepare import bundle_in_memory
+    from haq.search.events import silent
+
+    bundle = bundle_in_memory(model, calibration, evaluate, validate)
+    sections = {name: dict(table) for name, table in (spec or {}).items()}
+    targets = [target] if isinstance(target, str) else list(target)
+    sections["scope"] = {"space": bundle.name, **sections.get("scope", {})}
+    sections["hardware"] = {"targets": targets, **sections.get("hardware", {})}
+    resolved = spec_from(sections, where="haq.search")
+    return _run(bundle, resolved, ((), ()), Path(out), progress or silent)
+
+
+def rewrite_outputs(run: Run) -> str:
+    """Write a run's front.csv, configs, front.png and brief.txt anew; returns the brief."""
+    from haq.outputs import write_outputs
+    from haq.report.brief import brief
+    from haq.report.files import spec_of, write_report
+
+    write_outputs(run)
+    write_report(run)
+    return brief(spec_of(run))
+
+
+def _run(
+    bundle: Bundle,
+    spec: Spec,
+    shape: tuple[tuple[Rule, ...], tuple[tuple[str, ...], ...]],
+    out: Path,
+    progress: Progress,
+) -> Run:
+    """Put the problem together and search. shape: the space's rules and groups."""
+    from haq.nn.prepare import prepare
+    from haq.report.files import write_report
+    from haq.search.loop import run_search
+    from haq.search.problem import Problem, SearchOptions
+    from haq.search.targets import profile_target
+
+    accuracy, hardware, how = spec.accuracy, spec.hardware, spec.search
+    prepared = prepare(bundle, observer=accuracy.observer, samples=accuracy.samples, metric=accuracy.metric)
+    workload = prepared.workload
+    problem = Problem(
+        workload,
+        build_space(workload, *shape, spec.scope.granularity, spec.scope.pins),
+        tuple(
+            profile_target(workload, load_profile(name), spec.constraints(name), batch=hardware.batch)
+            for name in hardware.targets
+        ),
+        prepared.measure,
+        prepared.splits,
+        spec=spec.to_json(),
+        provenance=prepared.provenance,
+    )
+    options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.storage)
+    try:
+        run_search(problem, options, out, progress)
+    except KeyboardInterrupt:
+        if (out / RUN_FILE).is_file():
+            write_report(read_run(out))
+        raise
+    run = read_run(out)
+    write_report(run)
+    return run

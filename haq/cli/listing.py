@@ -1,0 +1,86 @@
+"""`haq targets`, `haq spaces`, `haq doctor` and `haq cache`: what is there."""
+
+from __future__ import annotations
+
+import click
+
+from haq import diskcache
+from haq.cli.show import echo, echo_json, json_option, megabytes, table
+from haq.doctor import check_up
+from haq.hardware.profile import list_profiles
+from haq.spacefile import list_spaces
+
+
+@click.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the hardware targets that can be named; a path to your own TOML works wherever a name does."""
+    profiles = list_profiles()
+    if as_json:
+        echo_json([{"name": p.name, "title": p.title, "confidence": p.confidence} for p in profiles])
+        return
+    rows = [(p.name, p.title, p.confidence) for p in profiles]
+    table("", ("target", "device", "latency is"), rows, left=3)
+
+
+@click.command()
+@json_option
+def spaces(as_json: bool) -> None:
+    """List the search spaces that can be named; a path to your own TOML works wherever a name does."""
+    found = list_spaces()
+    if as_json:
+        echo_json([{"name": s.name, "title": s.title, "extras": list(s.extras), "measured": s.data.task is not None} for s in found])
+        return
+    rows = [
+        (s.name, s.title, "built in" if s.data.task is not None else "your --data", ", ".join(s.extras) or "none") for s in found
+    ]
+    table("", ("space", "network", "data", "extras"), rows, left=4)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Print what this machine and installation offer: CPU features, threads, packages, extras, cache."""
+    found = check_up()
+    if as_json:
+        echo_json(found.to_json())
+        return
+    features = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in found.cpu_features)
+    threads = ", ".join(f"{key}={value}" for key, value in found.threads_from_environment)
+    rows = [
+        ("python", found.python),
+        ("system", found.system),
+        ("cpu", found.cpu),
+        ("cpu features", features or "not told by this system"),
+        ("cores usable", f"{found.cores_usable}" + (f" ({threads})" if threads else "")),
+        *((f"package {package}", version) for package, version in found.packages),
+        *(
+            (f"extra {extra.name}", f"missing {', '.join(extra.missing)}" if extra.missing else "installed")
+            for extra in found.extras
+        ),
+        ("cache", _cache_line(found.cache)),
+    ]
+    table("", ("what", "found"), rows, left=2)
+
+
+@click.command()
+@click.option("--clear", is_flag=True, help="Delete everything in it; all of it can be computed again.")
+@json_option
+def cache(clear: bool, as_json: bool) -> None:
+    """Print what the cache holds (traces, trained weights of the demos), or clear it."""
+    held = diskcache.clear() if clear else diskcache.usage()
+    if as_json:
+        echo_json({**held.to_json(), "cleared": clear})
+    elif clear:
+        echo(f"cleared {megabytes(held.size_bytes)} MB in {held.files} files from {held.folder}")
+    else:
+        echo(_cache_line(held))
+        for kind, size in held.kinds:
+            echo(f"  {kind}: {megabytes(size)} MB")
+
+
+def _cache_line(held: diskcache.CacheUsage) -> str:
+    return f"{megabytes(held.size_bytes)} of {megabytes(held.limit_bytes)} MB in {held.files} files, {held.folder}"
+
+
+COMMANDS = (targets, spaces, doctor, cache)

@@ -1,0 +1,120 @@
+"""How a running search looks: a bar with time left and the best points in a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from haq.front import Point
+
+if TYPE_CHECKING:  # the search loads Optuna; its events are only looked at once it runs
+    from haq.search.events import Event
+
+LOG_EVERY_S = 10.0
+"""How often a log gets a line while candidates are measured."""
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[Event], None]]:
+    """The function that a search reports to; it writes to stderr, so that stdout stays the result's."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _Log()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}  {task.fields[best]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield _Bar(bar)
+
+
+class _Bar:
+    """Draws events in a terminal; it changes because the bar does."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID = bar.add_task("loading", total=None, left="", best="")
+
+    def __call__(self, event: Event) -> None:
+        from haq.search import events
+
+        if isinstance(event, events.CandidateDone):
+            self._bar.update(
+                self._task, description="measuring", completed=event.done, total=event.trials,
+                left=f"{duration(event.left_s)} left", best=best_line(event.best),
+            )  # fmt: skip
+        elif isinstance(event, events.Validated):
+            self._bar.update(self._task, description="validating", completed=event.done, total=event.total, left="")
+        for line in lines(event):
+            self._bar.console.print(line, soft_wrap=True)
+
+
+class _Log:
+    """Writes events to a log at a modest rate; it changes because it knows when it last wrote."""
+
+    def __init__(self) -> None:
+        self._last_s = -LOG_EVERY_S
+
+    def __call__(self, event: Event) -> None:
+        from haq.search import events
+
+        if isinstance(event, events.CandidateDone):
+            now = time.monotonic()
+            if now - self._last_s >= LOG_EVERY_S or event.done == event.trials:
+                self._last_s = now
+                best = best_line(event.best)
+                text = f"{event.done}/{event.trials} measured, {duration(event.left_s)} left"
+                click.echo(f"{text}; {best}" if best else text, err=True)
+        for line in lines(event):
+            click.echo(line, err=True)
+
+
+def lines(event: Event) -> list[str]:
+    """What an event is worth saying once, in a terminal and in a log alike."""
+    from haq.search import events
+
+    if isinstance(event, events.Started):
+        size = f"{event.space_size:.3g} assignments of {event.groups} free groups"
+        before = f"; {event.found} candidates are there from before" if event.found else ""
+        return [f"searching {size} with {event.trials} trials{before}"]
+    if isinstance(event, events.BaselineMeasured):
+        measured = ", ".join(
+            f"{100 * m.accuracy:.2f} % on {split}" + (f" (n = {m.samples:,})" if m.samples > 1 else "")
+            for split, m in event.measurements.items()
+        )
+        return [f"FP32: {measured}; the search will take about {duration(event.estimate_s)}"]
+    if isinstance(event, events.Notice):
+        return [event.text]
+    if isinstance(event, events.Finished):
+        s = event.summary
+        return [
+            f"ended by {event.reason}: {s.candidates} candidates, {s.infeasible} infeasible by cost alone, "
+            f"{s.measurements} measurements, {s.sample_forwards:,} sample-forwards, {duration(s.seconds)} of measuring"
+        ]
+    return []
+
+
+def best_line(best: Mapping[str, Point]) -> str:
+    """The smallest good point per target: `tpu-v4 2.87 MB -0.31 pt`."""
+    return " | ".join(
+        f"{target} {point.losses[0] / 1e6:.2f} MB {-point.losses[2]:+.2f} pt" for target, point in best.items()
+    )
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,149 @@
+"""`haq front`, `haq pick` and `haq report`: what a run found, and one point of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from haq.cli.show import echo, echo_json, json_option, megabytes, milliseconds, percent, table
+from haq.configfile import config_json, write_config
+from haq.constraints import Constraints
+from haq.errors import InputError, lookup
+from haq.front import MINIMIZE, joint_front, pick
+from haq.outputs import front_row, fronts
+from haq.rundir import Run, read_run
+
+_DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+
+
+@click.command()
+@_DIR
+@click.option("--target", "-t", help="Only this target of the run.")
+@json_option
+def front(directory: Path, target: str | None, as_json: bool) -> None:
+    """Print the points that nobody beats in size, latency and accuracy, per target and jointly."""
+    run = read_run(directory)
+    rows = front_rows(run)
+    if target is not None:
+        rows = {target: lookup(rows, target, "target of this run", where=str(directory))}
+    joint = [candidate.number for candidate in joint_front(run.history.candidates)]
+    if as_json:
+        echo_json({"fronts": rows, "joint": joint})
+        return
+    for name, found in rows.items():
+        show_front(run, name, found)
+    if len(rows) > 1:
+        echo(f"joint front, good on all {len(rows)} targets: candidates {', '.join(map(str, joint)) or 'none'}")
+
+
+@click.command(name="pick")
+@_DIR
+@click.option("--target", "-t", help="The target to deploy on; needed where the run has several.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Largest accuracy drop; 1 is one point.")
+@click.option("--max-latency-ms", type=float, help="Largest latency per batch.")
+@click.option("--max-size-mb", type=float, help="Largest size of the weights.")
+@click.option("--max-memory-mb", type=float, help="Largest peak of the activations.")
+@click.option("--max-energy-mj", type=float, help="Largest energy per batch.")
+@click.option("--minimize", type=click.Choice(list(MINIMIZE)), default="size", show_default=True)
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Where the config is written.")
+@json_option
+def pick_command(
+    directory: Path,
+    target: str | None,
+    minimize: str,
+    out: Path,
+    as_json: bool,
+    max_drop: float | None,
+    max_latency_ms: float | None,
+    max_size_mb: float | None,
+    max_memory_mb: float | None,
+    max_energy_mj: float | None,
+) -> None:
+    """Choose the point of the front that is best within further limits, and write its config."""
+    run = read_run(directory)
+    limits = Constraints(
+        max_drop_points=max_drop,
+        max_latency_ms=max_latency_ms,
+        max_size_bytes=None if max_size_mb is None else max_size_mb * 1e6,
+        max_memory_bytes=None if max_memory_mb is None else max_memory_mb * 1e6,
+        max_energy_mj=max_energy_mj,
+    )
+    point = pick(run.history.candidates, _only_target(run, target), limits, minimize)
+    config = config_json(point, run.info, run.history.validation(point.result.executed.signature))
+    write_config(out, config)
+    if as_json:
+        echo_json(config)
+        return
+    row = front_row(point, run.history, run.info["targets"][point.result.target]["batch"])
+    show_front(run, point.result.target, [row])
+    echo(f"wrote {out}")
+
+
+@click.command()
+@_DIR
+def report(directory: Path) -> None:
+    """Print the brief and the fronts of a run, and rewrite its front.png, front.csv and configs."""
+    from haq.api import rewrite_outputs  # matplotlib loads behind this, and only here
+
+    run = read_run(directory)
+    echo(rewrite_outputs(run))
+    echo("")
+    for name, found in front_rows(run).items():
+        show_front(run, name, found)
+    echo(f"wrote {directory / 'front.png'}")
+
+
+def front_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Target -> the rows of its front, as in `front.csv`."""
+    batches = {target: about["batch"] for target, about in run.info["targets"].items()}
+    return {
+        target: [front_row(point, run.history, batches[target]) for point in points]
+        for target, points in fronts(run).items()
+    }
+
+
+def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
+    """Print one target's front as a table that says what is measured and what is modelled."""
+    about = run.info["targets"][target]
+    title = (
+        f"{run.info['provenance'].get('model', run.path)} on {target} ({about['title']}): latency modelled "
+        f"({about['confidence']}), ms per batch of {about['batch']}; accuracy measured"
+    )
+    columns = (
+        "id", "origin", "MB", "vs FP32", "ms", "vs FP32", "accuracy", "drop, points", "95 %", "held out", "fallbacks",
+    )  # fmt: skip
+    table(title, columns, [_cells(row) for row in rows], left=2)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = f"{row['drop_low']:+.2f} to {row['drop_high']:+.2f}" if "drop_low" in row else "unknown"
+    held_out = f"{row['validation_drop_points']:+.2f}" if "validation_drop_points" in row else "not measured"
+    return (
+        row["id"],
+        row["origin"],
+        megabytes(row["size_bytes"]),
+        f"{row['size_change_percent']:+.1f} %",
+        milliseconds(row["latency_ms"]),
+        f"{row['latency_change_percent']:+.1f} %",
+        percent(row["accuracy"]),
+        f"{row['drop_points']:+.2f}",
+        interval,
+        held_out,
+        str(row["fallbacks"]),
+    )
+
+
+def _only_target(run: Run, target: str | None) -> str:
+    if target is not None:
+        return lookup({name: name for name in run.targets}, target, "target of this run", where=str(run.path))
+    if len(run.targets) > 1:
+        raise InputError(
+            "the run has several targets", where=str(run.path), expected=f"--target, one of {', '.join(run.targets)}"
+        )
+    return run.targets[0]
+
+
+COMMANDS = (front, pick_command, report)

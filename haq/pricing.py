@@ -1,0 +1,101 @@
+"""Prices one assignment on one target against FP32 there: what `haq estimate` returns."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from haq.candidate import Fallback
+from haq.configfile import SCHEMA, executed_assignment, read_config
+from haq.errors import InputError, nearest
+from haq.hardware.cost import CostBreakdown, estimate
+from haq.hardware.legalize import legalize
+from haq.hardware.profile import HardwareProfile, load_profile
+from haq.precision import BIT_WIDTHS, Assignment
+from haq.workload import Workload
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The modelled cost of an assignment; baseline: of the legalized FP32 model on the same target."""
+
+    workload: Workload
+    profile: HardwareProfile
+    executed: Assignment
+    fallbacks: tuple[Fallback, ...]
+    cost: CostBreakdown
+    baseline: CostBreakdown
+
+    def unsupported_counts(self) -> dict[str, int]:
+        """Op -> how often it occurs without a price."""
+        return dict(Counter(op.op for op in self.workload.unsupported))
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of decision 11; what is unknown is absent."""
+        return self.cost.to_json(self.fallbacks, self.workload.unsupported)
+
+
+def price(workload: Workload, target: str, choice: int | Assignment | Path, *, batch: int) -> Estimate:
+    """The cost of a uniform bit-width, an assignment or a config file; raises InputError where it does not fit."""
+    profile = load_profile(target)
+    if isinstance(choice, Path):
+        asked = read_assignment(choice, workload)
+    elif isinstance(choice, int):
+        asked = Assignment.uniform(workload.layer_names, choice)
+    else:
+        asked = choice
+    legal = legalize(workload, asked, profile)
+    fp32 = legalize(workload, Assignment.uniform(workload.layer_names, 32), profile)
+    return Estimate(
+        workload,
+        profile,
+        legal.executed,
+        legal.fallbacks,
+        estimate(workload, legal.executed, profile, batch=batch),
+        estimate(workload, fp32.executed, profile, batch=batch),
+    )
+
+
+def read_assignment(path: Path, workload: Workload) -> Assignment:
+    """The assignment of a haq.config/v1 file or of plain JSON `{layer: bits or "int4/int8"}`, checked to fit."""
+    raw = _read_json(path)
+    if "schema" in raw:
+        chosen: dict[str, Any] = dict(executed_assignment(read_config(path)))
+    else:
+        chosen = dict(raw)
+        for layer, bits in chosen.items():
+            if not isinstance(bits, str) and (isinstance(bits, bool) or bits not in BIT_WIDTHS):
+                raise InputError(
+                    "not a bit-width", where=f"{path}, layer {layer!r}", got=bits, expected="4, 8, 16, 32 or int4/int8"
+                )
+        chosen = dict(Assignment.from_json(chosen))
+    names = workload.layer_names
+    for layer in chosen:
+        if layer not in names:
+            raise InputError(
+                "no such layer", where=str(path), got=layer, expected=f"a layer of {workload.name}",
+                way_out=nearest(layer, names),
+            )  # fmt: skip
+    missing = [layer for layer in names if layer not in chosen]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} layers of {workload.name} have no precision", where=str(path),
+            expected=f"every layer, also {missing[0]!r}",
+        )  # fmt: skip
+    return Assignment.of({layer: chosen[layer] for layer in names})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError("cannot read the config", where=str(path), got=error.strerror, expected="a file") from None
+    except ValueError:
+        raise InputError("config is not JSON", where=str(path), expected=f"{SCHEMA} or {{layer: bits}}") from None
+    if not isinstance(raw, dict):
+        expected = f"{SCHEMA} or {{layer: bits}}"
+        raise InputError("not a config", where=str(path), got=type(raw).__name__, expected=expected)
+    return raw

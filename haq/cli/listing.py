@@ -27,13 +27,11 @@ def targets(as_json: bool) -> None:
 @json_option
 def spaces(as_json: bool) -> None:
     """List the search spaces that can be named; a path to your own TOML works wherever a name does."""
-    found = list_spaces()
+    found = [(space, space.data.task is not None) for space in list_spaces()]
     if as_json:
-        echo_json([{"name": s.name, "title": s.title, "extras": list(s.extras), "measured": s.data.task is not None} for s in found])
+        echo_json([{"name": s.name, "title": s.title, "extras": list(s.extras), "measured": own} for s, own in found])
         return
-    rows = [
-        (s.name, s.title, "built in" if s.data.task is not None else "your --data", ", ".join(s.extras) or "none") for s in found
-    ]
+    rows = [(s.name, s.title, "built in" if own else "your --data", ", ".join(s.extras) or "none") for s, own in found]
     table("", ("space", "network", "data", "extras"), rows, left=4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -36,7 +37,7 @@ class RunRequest:
 
     spec: the resolved search spec. search: sampler and seed. provenance: `model`, `weights_hash`, `data_hash`, `metric`
     and whatever else identifies the input. targets: name -> batch, confidence of the latency, title.
-    space: the groups with their bit-widths.
+    space: `groups`, name -> layers and bits.
     """
 
     spec: Mapping[str, Any]
@@ -164,12 +165,22 @@ def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
 
 
+def identity(info: Mapping[str, Any]) -> str:
+    """16 hex digits that name the search of a `run.json`, whatever its budget."""
+    flat = {key: value for part in IDENTITY for key, value in _flat(info[part], part).items() if not _is_budget(key)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_budget(key: str) -> bool:
+    return key.rpartition(".")[2] in BUDGET_KEYS
+
+
 def _check_same_search(run: Run, asked: Mapping[str, Any]) -> None:
     """Raise InputError that names the first key in which the directory's search differs from the one asked."""
     for part in IDENTITY:
         there, here = _flat(run.info.get(part, {}), part), _flat(asked[part], part)
         for key in [*here, *(k for k in there if k not in here)]:
-            if key.rpartition(".")[2] not in BUDGET_KEYS and there.get(key) != here.get(key):
+            if not _is_budget(key) and there.get(key) != here.get(key):
                 raise InputError(
                     f"run directory holds a different search: {key} is {there.get(key, 'not set')!r} there",
                     where=f"--out {run.path}",

@@ -99,10 +99,10 @@ def test_a_run_that_is_interrupted_and_resumed_has_the_history_of_an_unbroken_on
 
 
 def test_gp_is_resumed_like_any_other_sampler(tmp_path):
-    options = replace(FAST, trials=13, sampler="gp")
+    options = replace(FAST, trials=10, sampler="gp")
     net = workload(("a", "b", "c"))
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, problem(net, measure=Accuracy(stop_after=13)), options, "broken")
+        search(tmp_path, problem(net, measure=Accuracy(stop_after=11)), options, "broken")
     search(tmp_path, problem(net), options, "broken")
     search(tmp_path, problem(net), options, "whole")
     assert {c.origin for c in read_run(tmp_path / "whole").history.candidates} >= {"gp", "seed:uniform8"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +12,7 @@ from haq.errors import lookup
 from haq.front import front
 from haq.history import VALIDATION, summarize
 from haq.outputs import write_outputs
-from haq.rundir import IDENTITY, OpenRun, RunRequest, open_run
+from haq.rundir import OpenRun, RunRequest, identity, open_run
 from haq.search.events import BaselineMeasured, CandidateDone, Finished, Notice, Progress, Started, Validated, silent
 from haq.search.feasibility import reachable_levels
 from haq.search.mirror import Mirror, storage_url
@@ -39,13 +37,18 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
     planned = seeds(problem.workload, problem.space)
     reachable = reachable_levels(problem, base, tuple(seed.levels for seed in planned))
     planned += tuple(Seed(f"seed:within-limits-{target}", levels) for target, levels in reachable.items())
-    with quiet_optuna(), open_run(out, request(problem, options)) as opened:
+    with (
+        quiet_optuna(),
+        open_run(out, request(problem, options)) as opened,
+        _mirror(problem, options, opened) as mirror,
+    ):
         groups = sum(group.is_free for group in problem.space.groups)
         progress(Started(len(opened.run.history.candidates), options.trials, groups, problem.space.size))
         session = Session(problem, options, opened, base)
         try:
-            with _open_mirror(session, opened) as mirror:
-                reason = _search(session, planned, mirror, progress)
+            for target, lessons in session.lessons.items():
+                mirror.open(target, tuple(zip(session.candidates, lessons, strict=True)))
+            reason = _search(session, planned, mirror, progress)
             _validate_fronts(session, progress)
         finally:
             write_outputs(replace(opened.run, history=session.history))
@@ -60,9 +63,7 @@ def request(problem: Problem, options: SearchOptions) -> RunRequest:
         search={"sampler": options.sampler, "seed": options.seed, "trials": options.trials},
         provenance=problem.provenance,
         targets={t.name: {"batch": t.batch, "confidence": t.confidence, "title": t.title} for t in problem.targets},
-        space={
-            "groups": [{"name": g.name, "layers": list(g.layers), "bits": list(g.bits)} for g in problem.space.groups]
-        },
+        space={"groups": {g.name: {"layers": list(g.layers), "bits": list(g.bits)} for g in problem.space.groups}},
     )
 
 
@@ -107,15 +108,11 @@ def _validate_fronts(session: Session, progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _open_mirror(session: Session, opened: OpenRun) -> Iterator[Mirror]:
-    """The copy of the history for dashboards, brought up to date."""
-    identity = json.dumps([opened.run.info[part] for part in IDENTITY], sort_keys=True)
-    url = storage_url(session.options.storage, opened.run.path)
-    mirror = Mirror(url, session.problem.space, hashlib.sha256(identity.encode()).hexdigest()[:16])
+def _mirror(problem: Problem, options: SearchOptions, opened: OpenRun) -> Iterator[Mirror]:
+    """The copy of the history for dashboards, connected before anything is measured."""
+    path = opened.run.path
+    mirror = Mirror(storage_url(options.storage, path), problem.space, path.resolve().name, identity(opened.run.info))
     try:
-        for target, lessons in session.lessons.items():
-            name = f"{opened.run.path.resolve().name}/{target}"
-            mirror.open(target, name, tuple(zip(session.candidates, lessons, strict=True)))
         yield mirror
     finally:
         mirror.close()

@@ -22,16 +22,17 @@ STORAGE_FILE = "study.db"
 class Mirror:
     """Writes finished candidates into one study per target; without a URL, nowhere. It changes because storages do."""
 
-    def __init__(self, url: str | None, space: SearchSpace, identity: str) -> None:
-        """Connect. identity: of the search, so that a storage shared by several runs never mixes them."""
-        self._space, self._identity = space, identity
+    def __init__(self, url: str | None, space: SearchSpace, run: str, identity: str) -> None:
+        """Connect. run: its name, under which studies are found; identity: of the search, so that they never mix."""
+        self._space, self._run, self._identity = space, run, identity
         self._storage = None if url is None else _connect(url)
         self._studies: dict[str, optuna.Study] = {}
 
-    def open(self, target: str, name: str, lessons: Sequence[tuple[Candidate, Lesson]]) -> None:
-        """Create or load a target's study under `name` and add the candidates that it lacks."""
+    def open(self, target: str, lessons: Sequence[tuple[Candidate, Lesson]]) -> None:
+        """Create or load a target's study and add the candidates that it lacks."""
         if self._storage is None:
             return
+        name = f"{self._run}/{target}"
         study = _create(self._storage, name)
         held = study.user_attrs.get("search")
         count = len(study.get_trials(deepcopy=False))

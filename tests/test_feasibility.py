@@ -1,0 +1,94 @@
+"""Limits that can and cannot be met: sizes are weights times bits, latency is 1 ms plus 1 us per byte."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_fakes import problem, target, workload
+
+from haq.constraints import Constraints
+from haq.errors import InfeasibleError, InputError
+from haq.search.feasibility import descend, reachable_levels
+from haq.search.problem import baseline_costs
+from haq.search.seeds import seeds
+from haq.space import Rule, build_space
+
+
+def check(limits, *, no_int4=(), **space_arguments):
+    net = workload()
+    asked = problem(net, (target(net, limits, no_int4=no_int4),), **space_arguments)
+    starts = tuple(seed.levels for seed in seeds(net, asked.space))
+    return asked, reachable_levels(asked, baseline_costs(asked), starts)
+
+
+def test_limits_that_a_seed_meets_need_nothing_more():
+    assert check(Constraints(max_size_bytes=500))[1] == {}
+
+
+def test_a_limit_on_the_drop_alone_is_not_judged_before_it_is_measured():
+    assert check(Constraints(max_drop_points=0))[1] == {}
+
+
+def test_the_smallest_size_is_exact_and_the_pin_that_blocks_more_is_named():
+    with pytest.raises(InfeasibleError) as error:
+        check(Constraints(max_size_bytes=800), pins={"d": 16})
+    # 600 other weights at 4 bits are 300 bytes, d's 400 at 16 bits are 800; 4 bits there would save 600.
+    assert "smallest reachable size_bytes is 1100" in str(error.value)
+    assert "d is limited to 16 bits (4 would save 600)" in str(error.value)
+
+
+def test_a_fallback_of_the_target_is_named_with_its_reason():
+    with pytest.raises(InfeasibleError, match=r"on 2 layers int4/int8 runs as int8/int8 \(no int4 kernel\)") as error:
+        check(Constraints(max_size_bytes=600), no_int4=("c", "d"))
+    assert "is 850" in str(error.value)  # (100 + 200) / 2 + 300 + 400
+
+
+def test_latency_is_honestly_the_smallest_found():
+    with pytest.raises(InfeasibleError, match=r"max_latency_ms 1.4: smallest found latency_ms is 1.5"):
+        check(Constraints(max_latency_ms=1.4))
+
+
+def test_a_rise_over_the_baseline_may_have_to_be_negative_to_fail():
+    assert check(Constraints(max_latency_rise_ms=0.0))[1] == {}
+    net = workload()
+    limited = target(net, Constraints(max_latency_rise_ms=0.0))
+    # Whatever is not FP32 in layer a takes 5.5 ms instead of 1 ms, and the rules forbid FP32.
+    costs = lambda executed: {"size_bytes": 1.0, "latency_ms": 1.0 if "32" in str(executed["a"]) else 5.5}  # noqa: E731
+    asked = problem(net, (replace(limited, costs=costs),), rules=(Rule("*", (4, 8)),))
+    starts = tuple(seed.levels for seed in seeds(net, asked.space))
+    with pytest.raises(InfeasibleError, match=r"smallest found latency_rise_ms is 4.5.*a is limited to 4/8 bits"):
+        reachable_levels(asked, baseline_costs(asked), starts)
+
+
+def test_limits_that_exclude_each_other_are_told_apart_from_impossible_ones():
+    net = workload()
+    both = target(net, Constraints(max_size_bytes=600, max_latency_ms=2.0))
+    slow_when_small = replace(both, costs=lambda e: {**both.costs(e), "latency_ms": 2000 / both.costs(e)["size_bytes"]})
+    asked = problem(net, (slow_when_small,))
+    with pytest.raises(InfeasibleError, match="no assignment was found that meets all of them at once"):
+        reachable_levels(asked, baseline_costs(asked), tuple(s.levels for s in seeds(net, asked.space)))
+
+
+def test_a_limit_on_a_figure_that_is_unknown_is_refused():
+    with pytest.raises(InputError, match="energy_mj is unknown on this target"):
+        check(Constraints(max_energy_mj=1.0))
+
+
+def test_levels_that_no_seed_has_are_found_and_handed_to_the_search():
+    net = workload()
+    asked = problem(net, (target(net, Constraints(max_size_bytes=700)),))
+    found = reachable_levels(asked, baseline_costs(asked), (asked.space.uniform(32),))["plain"]
+    executed, _ = asked.targets[0].legalize(asked.space.assignment(found))
+    assert asked.targets[0].costs(executed)["size_bytes"] <= 700
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=4), min_size=4, max_size=4), st.integers(0, 255))
+def test_descent_is_exact_where_groups_add_up(table, start):
+    space = build_space(workload())
+    loss = lambda levels: float(sum(row[level] for row, level in zip(table, levels, strict=True)))  # noqa: E731
+    best = min(loss(levels) for levels in itertools.product(range(4), repeat=4))
+    begin = tuple((start // 4**i) % 4 for i in range(4))
+    assert loss(descend(space, begin, loss)) == best

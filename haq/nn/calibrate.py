@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haq.errors import InputError, lookup
-from haq.nn.instrument import instrument, shared_copy
+from haq.nn.instrument import instrument_ops, shared_copy
 from haq.nn.observers import BINS, DEFAULT_OBSERVER, DEFAULT_WEIGHT_OBSERVER, OBSERVERS, WEIGHT_OBSERVERS, Histograms
 from haq.nn.quantizers import ActivationQuantizer, affine_parameters, largest_code
 from haq.nn.task import Inputs, batch_size, forward, hash_inputs
@@ -27,7 +27,7 @@ class Calibration:
     """What activation quantizers are made from.
 
     observer, weight_observer: names in OBSERVERS and WEIGHT_OBSERVERS. samples, data_hash: what was calibrated on.
-    operands: one per row of `histograms`.
+    operands: one per row of `histograms`. functional: the layers whose op runs outside the module that owns the weight.
     """
 
     observer: str
@@ -35,6 +35,7 @@ class Calibration:
     samples: int
     data_hash: str
     operands: tuple[Operand, ...]
+    functional: frozenset[str]
     histograms: Histograms = field(repr=False)
 
     @cached_property
@@ -80,7 +81,7 @@ def calibrate(
     _check(data, workload)
     ranges = _Ranges()
     _run(model, workload, data, ranges)
-    _check_reached(workload, ranges)
+    _check_reached(workload, ranges.reached)
     histograms = _Counts(ranges)
     _run(model, workload, data, histograms)
     return Calibration(
@@ -89,6 +90,7 @@ def calibrate(
         sum(batch_size(inputs) for inputs in data),
         hash_inputs(data),
         tuple(ranges.low),
+        frozenset(ranges.functional),
         histograms.result(),
     )
 
@@ -100,6 +102,7 @@ class _Ranges:
         self.low: dict[Operand, float] = {}
         self.high: dict[Operand, float] = {}
         self.reached: set[str] = set()
+        self.functional: set[str] = set()
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
         low, high = (float(end) for end in torch.aminmax(x.detach()))
@@ -119,6 +122,10 @@ class _Ranges:
     def output(self, layer: str, y: Tensor) -> Tensor:
         self.reached.add(layer)
         return y
+
+    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
+        self.functional.add(layer)
+        return x
 
 
 class _Counts:
@@ -150,13 +157,16 @@ class _Counts:
     def output(self, layer: str, y: Tensor) -> Tensor:
         return y
 
+    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
+        return x
+
     def result(self) -> Histograms:
         return Histograms(self._low, self._high, self._counts, self._zeros)
 
 
 def _run(model: nn.Module, workload: Workload, data: Sequence[Inputs], probe: _Ranges | _Counts) -> None:
     observed = shared_copy(model)
-    instrument(observed, workload, probe, frozenset(workload.layer_names))
+    instrument_ops(observed, workload, probe, frozenset(workload.layer_names))
     with torch.inference_mode():
         for number, inputs in enumerate(data):
             try:
@@ -190,8 +200,8 @@ def _check(data: Sequence[Inputs], workload: Workload) -> None:
                 )
 
 
-def _check_reached(workload: Workload, ranges: _Ranges) -> None:
-    missing = [name for name in workload.layer_names if name not in ranges.reached]
+def _check_reached(workload: Workload, reached: set[str]) -> None:
+    missing = [name for name in workload.layer_names if name not in reached]
     if missing:
         raise InputError(
             "the calibration data never reaches a layer",

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from haq.errors import InputError
-from haq.workload import LayerSpec, Workload
+from haq.nn.sites import OPERANDS, Site, Sites, running
+from haq.workload import Workload
+
+BIAS_POSITION = {"aten.addmm": 0, "aten.addmv": 0, "aten.convolution": 2}
 
 
 class Probe(Protocol):
-    """What happens at a layer: `operand` sees every input but indices, `output` the result; either may replace it."""
+    """What happens at a layer; each method returns what runs in place of the tensor that it was shown.
+
+    operand: every input but indices. output: the result. parameter: a weight (channel_axis: of its output channels) or
+    a bias (channel_axis None) that a functional layer reads; layers in their own module have theirs swapped there.
+    """
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor: ...
 
     def output(self, layer: str, y: Tensor) -> Tensor: ...
+
+    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor: ...
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -26,25 +40,30 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def instrument(model: nn.Module, workload: Workload, probe: Probe, layers: Collection[str]) -> None:
-    """Attach the probe to the named layers of `model`, in place: hand in a copy.
+def instrument_modules(model: nn.Module, workload: Workload, probe: Probe, layers: Collection[str]) -> None:
+    """Attach the probe to the named layers of `model` by module hooks, in place: hand in a copy.
 
-    Raises InputError if a layer of the workload is not part of the model.
+    For models whose every layer is a module that is called: nothing but the layers is slowed down.
     """
     modules = dict(model.named_modules())
     calls: dict[str, list[str]] = {}
     for layer in workload.layers:
         calls.setdefault(layer.module, []).append(layer.name)
     for name, names in calls.items():
-        if not set(names) & set(layers):
-            continue
-        if name not in modules:
-            raise InputError("the model has no such layer", where=workload.name, got=name)
-        hooks = _LayerHooks(tuple(names), frozenset(layers), probe)
-        if len(names) > 1:
-            model.register_forward_pre_hook(hooks.restart)
-        modules[name].register_forward_pre_hook(hooks.before, with_kwargs=True)
-        modules[name].register_forward_hook(hooks.after)
+        if set(names) & set(layers):
+            hooks = _LayerHooks(tuple(names), frozenset(layers), probe)
+            if len(names) > 1:
+                model.register_forward_pre_hook(hooks.restart)
+            modules[name].register_forward_pre_hook(hooks.before, with_kwargs=True)
+            modules[name].register_forward_hook(hooks.after)
+
+
+def instrument_ops(model: nn.Module, workload: Workload, probe: Probe, layers: Collection[str]) -> None:
+    """Attach the probe to the named layers of `model` where their aten ops run, in place: hand in a copy.
+
+    For any model, functional layers and attention products included; ops are named exactly as the tracer names them.
+    """
+    model.forward = _WatchedForward(model, workload, probe, frozenset(layers))
 
 
 class _LayerHooks:
@@ -58,27 +77,108 @@ class _LayerHooks:
         self._call = 0
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._call >= len(self._names):
-            raise InputError(
-                "a layer runs more often than in the trace",
-                where=self._names[0],
-                got=self._call + 1,
-                expected=f"{len(self._names)} calls in one forward pass",
-            )
-        name = self._names[self._call]
-        if name not in self._probed or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        name = self._name()
+        if name not in self._probed or isinstance(module, nn.Embedding):
             return None
         if args:
             return (self._probe.operand(name, 0, args[0]), *args[1:]), kwargs
         return args, {**kwargs, "input": self._probe.operand(name, 0, kwargs["input"])}
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        name = self._names[self._call]
+        name = self._name()
         if len(self._names) > 1:
             self._call += 1
         return self._probe.output(name, output) if name in self._probed else None
 
+    def _name(self) -> str:
+        if self._call >= len(self._names):
+            raise _runs_too_often(self._names[0])
+        return self._names[self._call]
 
-def layer_of(workload: Workload, name: str) -> LayerSpec:
-    """The workload's layer of that name."""
-    return next(layer for layer in workload.layers if layer.name == name)
+
+class _WatchedForward:
+    """A model's forward pass under a dispatch mode that follows which layer each op is."""
+
+    def __init__(self, model: nn.Module, workload: Workload, probe: Probe, layers: frozenset[str]) -> None:
+        functools.update_wrapper(self, model.forward)
+        self._model, self._forward, self._probe, self._layers = model, model.forward, probe, layers
+        self._known = frozenset(workload.layer_names)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _plain_attention(), running(self._model) as sites, _Ops(self._watch, sites):
+            return self._forward(*args, **kwargs)
+
+    def _watch(self, site: Site, op: str, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if site.name not in self._known:
+            raise _runs_too_often(site.name)
+        if site.name not in self._layers:
+            return func(*args)
+        changed = list(args)
+        for index, position in enumerate(site.activations):
+            if op != "aten.embedding":
+                changed[position] = self._probe.operand(site.name, index, args[position])
+        if site.weight is not None and not site.in_module:
+            axis = _channel_axis(op, site, args)
+            changed[site.weight] = self._probe.parameter(site.name, args[site.weight], axis)
+            bias = BIAS_POSITION.get(op)
+            if bias is not None and args[bias] is not None:
+                changed[bias] = self._probe.parameter(site.name, args[bias], None)
+        return self._probe.output(site.name, func(*changed))
+
+
+class _Ops(TorchDispatchMode):
+    """Calls `watch` for every multiplying op, and takes apart the ops that are composed of others."""
+
+    def __init__(self, watch: Callable[[Site, str, Callable[..., Any], tuple[Any, ...]], Any], sites: Sites) -> None:
+        super().__init__()
+        self._watch, self._sites = watch, sites
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op, composed = _describe(func)
+        if op in OPERANDS:
+            site = self._sites.site(op, args)
+            if site is not None:
+                return self._watch(site, op, functools.partial(func, **kwargs), args)
+        elif composed:
+            with self:
+                return func.decompose(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _describe(func: Any) -> tuple[str, bool]:
+    """The op's name without its overload, and whether it is composed of others (seen whole in inference mode only)."""
+    composed = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return str(func).removesuffix(f".{func._overloadname}"), composed
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as two products and a softmax instead of one fused kernel that hides them, as on the targets."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _channel_axis(op: str, site: Site, args: tuple[Any, ...]) -> int:
+    """The axis of output channels in the weight as the op reads it."""
+    if op == "aten.embedding":
+        return 0
+    if op == "aten.convolution":
+        return 1 if args[6] else 0
+    weight = args[site.weight]
+    return 0 if site.weight == OPERANDS[op][0] and weight.dim() == 2 else int(weight.dim()) - 1
+
+
+def _runs_too_often(layer: str) -> InputError:
+    return InputError(
+        "a layer runs that is not in the trace, or more often than there",
+        where=layer,
+        expected="the same layers in the same number in every forward pass",
+        way_out="trace with an example that takes the same path",
+    )

@@ -141,7 +141,7 @@ def train(
     with seeded(recipe.seed, threads=recipe.threads):
         generator = torch.Generator().manual_seed(recipe.seed)
         optimizer = _optimizer(groups or [{"params": [p for p in model.parameters() if p.requires_grad]}], recipe)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(recipe, len(batches) * recipe.epochs))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(recipe, len(batches) * recipe.epochs))
         start = time.perf_counter()
         for epoch in range(1, recipe.epochs + 1):
             loss = _train_epoch(model, batches.epoch(generator), optimizer, scheduler, recipe)
@@ -184,8 +184,8 @@ def _optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe) -> torch.optim.
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def _schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """Step -> factor on the peak learning rate: linear warm-up, then cosine to zero."""
+def schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Step -> factor on the peak learning rate: a linear warm-up, then a cosine to zero at the last of `steps`."""
     rising = max(1, round(recipe.warmup * steps))
 
     def factor(step: int) -> float:

@@ -124,7 +124,8 @@ class _Ranges:
         return y
 
     def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
-        self.functional.add(layer)
+        if channel_axis is not None:
+            self.functional.add(layer)
         return x
 
 
@@ -146,7 +147,7 @@ class _Counts:
             self._counts[row, 0] += flat.numel() - zeros
         else:
             # histc counts in fp32, which is exact up to 2^24
-            for part in flat.split(2**23):
+            for part in torch.split(flat, 2**23):
                 self._counts[row] += torch.histc(part, BINS, low, high).cpu().numpy()
             # The bin that zeros fall into, by torch.histc's own arithmetic
             zero_bin = torch.histc(flat.new_zeros(1), BINS, low, high).argmax() if zeros else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from haq.errors import InputError
-from haq.nn.sites import OPERANDS, Site, Sites, running
+from haq.nn.sites import OPERANDS, Site, Sites, running, storage_key
 from haq.workload import Workload
 
 BIAS_POSITION = {"aten.addmm": 0, "aten.addmv": 0, "aten.convolution": 2}
@@ -105,74 +105,98 @@ class _WatchedForward:
         self._known = frozenset(workload.layer_names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _plain_attention(), running(self._model) as sites, _Ops(self._watch, sites):
+        with _as_traced(), running(self._model) as sites, _Ops(sites, self._probe, self._known, self._layers):
             return self._forward(*args, **kwargs)
 
-    def _watch(self, site: Site, op: str, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if site.name not in self._known:
-            raise _runs_too_often(site.name)
-        if site.name not in self._layers:
-            return func(*args)
-        changed = list(args)
-        for index, position in enumerate(site.activations):
-            if op != "aten.embedding":
-                changed[position] = self._probe.operand(site.name, index, args[position])
-        if site.weight is not None and not site.in_module:
-            axis = _channel_axis(op, site, args)
-            changed[site.weight] = self._probe.parameter(site.name, args[site.weight], axis)
-            bias = BIAS_POSITION.get(op)
-            if bias is not None and args[bias] is not None:
-                changed[bias] = self._probe.parameter(site.name, args[bias], None)
-        return self._probe.output(site.name, func(*changed))
 
+class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows the probe every multiplying op of one forward pass. It changes while the model runs: see `_product`."""
 
-class _Ops(TorchDispatchMode):
-    """Calls `watch` for every multiplying op, and takes apart the ops that are composed of others."""
-
-    def __init__(self, watch: Callable[[Site, str, Callable[..., Any], tuple[Any, ...]], Any], sites: Sites) -> None:
-        super().__init__()
-        self._watch, self._sites = watch, sites
+    def __init__(self, sites: Sites, probe: Probe, known: frozenset[str], layers: frozenset[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sites, self._probe, self._known, self._layers = sites, probe, known, layers
+        self._product: tuple[str, Tensor] | None = None  # the last layer and its result, which may yet get its bias
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op, composed = _describe(func)
+        op = _name(func)
         if op in OPERANDS:
             site = self._sites.site(op, args)
-            if site is not None:
-                return self._watch(site, op, functools.partial(func, **kwargs), args)
-        elif composed:
-            with self:
-                return func.decompose(*args, **kwargs)
+            if site is not None and site.name not in self._known:
+                raise _runs_too_often(site.name)
+            if site is not None and site.name in self._layers:
+                result = self._probe.output(site.name, func(*self._changed(site, op, args), **kwargs))
+                self._product = site.name, result
+                return result
+        elif op in ("aten.add", "aten.add_") and self._product is not None and self._is_bias(*args[:2]):
+            return self._add_bias(self._product[0], func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _changed(self, site: Site, op: str, args: tuple[Any, ...]) -> list[Any]:
+        changed = list(args)
+        if op != "aten.embedding":
+            for index, position in enumerate(site.activations):
+                changed[position] = self._probe.operand(site.name, index, args[position])
+        if site.weight is not None and not site.in_module:
+            weight, axis = args[site.weight], _channel_axis(op, site.weight, args)
+            if weight.dim() == 3 and weight.stride(0) == 0:  # one weight, expanded over the batch
+                changed[site.weight] = self._probe.parameter(site.name, weight[0], axis - 1).expand_as(weight)
+            else:
+                changed[site.weight] = self._probe.parameter(site.name, weight, axis)
+            bias = BIAS_POSITION.get(op)
+            if bias is not None and args[bias] is not None:
+                changed[bias] = self._probe.parameter(site.name, args[bias], None)
+        return changed
+
+    def _is_bias(self, x: Any, y: Any) -> bool:
+        """Whether this adds a parameter to the last product: a linear layer on strided input is those two ops."""
+        assert self._product is not None
+        shape = self._product[1].shape
+        return (
+            isinstance(x, Tensor)
+            and isinstance(y, Tensor)
+            and storage_key(x) == storage_key(self._product[1])
+            and y.shape == shape[-1:]
+            and self._sites.key(y) is not None
+        )
+
+    def _add_bias(self, layer: str, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(args[0], self._probe.parameter(layer, args[1], None), *args[2:], **kwargs)
+        rounded = self._probe.output(layer, result)
+        self._product = None
+        return result.copy_(rounded) if func._schema.is_mutable else rounded
 
 
 @functools.cache
-def _describe(func: Any) -> tuple[str, bool]:
-    """The op's name without its overload, and whether it is composed of others (seen whole in inference mode only)."""
-    composed = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    return str(func).removesuffix(f".{func._overloadname}"), composed
+def _name(func: Any) -> str:
+    return str(func).removesuffix(f".{func._overloadname}")
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as two products and a softmax instead of one fused kernel that hides them, as on the targets."""
+def _as_traced() -> Iterator[None]:
+    """Run ops in the form in which the tracer sees them.
+
+    Attention is two products and a softmax, as on the targets, instead of one fused kernel that hides them; and not in
+    inference mode, where a dispatch mode gets composed ops (linear, matmul) whole.
+    """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    gradients = torch.is_grad_enabled()
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False), torch.set_grad_enabled(gradients):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _channel_axis(op: str, site: Site, args: tuple[Any, ...]) -> int:
-    """The axis of output channels in the weight as the op reads it."""
+def _channel_axis(op: str, weight: int, args: tuple[Any, ...]) -> int:
+    """The axis of output channels in the weight at that argument position, as the op reads it."""
     if op == "aten.embedding":
         return 0
     if op == "aten.convolution":
         return 1 if args[6] else 0
-    weight = args[site.weight]
-    return 0 if site.weight == OPERANDS[op][0] and weight.dim() == 2 else int(weight.dim()) - 1
+    axes = int(args[weight].dim())
+    return 0 if weight == OPERANDS[op][0] and axes == 2 else axes - 1
 
 
 def _runs_too_often(layer: str) -> InputError:

@@ -12,6 +12,7 @@ the innermost module, and inside a TorchDispatchMode `sites.site(func, args)` sa
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,14 +114,16 @@ class Sites:
     def _layer_name(self, weight: Tensor, key: str) -> tuple[str, bool]:
         name, module, _ = self._stack[-1]
         own = module._parameters.get("weight")
-        if own is not None and storage_key(own) == storage_key(weight) and own.numel() == weight.numel():
+        # A weight may come expanded over the batch: count what it holds once.
+        elements = math.prod(size for size, stride in zip(weight.shape, weight.stride(), strict=True) if stride)
+        if own is not None and storage_key(own) == storage_key(weight) and own.numel() == elements:
             return name, True
         base = key.removesuffix(".weight").removesuffix("_weight")
         whole = weight.untyped_storage().nbytes() // weight.element_size()
-        if weight.numel() == whole:
+        if elements == whole:
             return base, False
         # A slice of a packed parameter (nn.MultiheadAttention with different keys): numbered by its place.
-        return f"{base}[{weight.storage_offset() // weight.numel()}]", False
+        return f"{base}[{weight.storage_offset() // elements}]", False
 
 
 @contextlib.contextmanager

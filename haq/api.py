@@ -6,12 +6,13 @@ this module stays light.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq.errors import InputError
-from haq.hardware.profile import load_profile
+from haq.hardware.profile import HardwareProfile, load_profile
 from haq.pricing import Estimate, price
 from haq.resources import shipped_names
 from haq.rundir import RUN_FILE, Run, read_run
@@ -138,19 +139,21 @@ def _run(
     from haq.search.targets import profile_target
 
     accuracy, hardware, how = spec.accuracy, spec.hardware, spec.search
+    profiles = {name: load_profile(name) for name in hardware.targets}
     prepared = prepare(bundle, observer=accuracy.observer, samples=accuracy.samples, metric=accuracy.metric)
     workload = prepared.workload
     problem = Problem(
         workload,
         build_space(workload, *shape, spec.scope.granularity, spec.scope.pins),
         tuple(
-            profile_target(workload, load_profile(name), spec.constraints(name), batch=hardware.batch)
-            for name in hardware.targets
+            profile_target(workload, profile, spec.constraints(name), batch=hardware.batch)
+            for name, profile in profiles.items()
         ),
         prepared.measure,
         prepared.splits,
         spec=spec.to_json(),
-        provenance=prepared.provenance,
+        # A run whose profile was edited meanwhile would mix two cost models, so their content is part of its identity.
+        provenance={**prepared.provenance, "profiles": {p.name: _content_hash(p) for p in profiles.values()}},
     )
     options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.storage)
     try:
@@ -162,3 +165,8 @@ def _run(
     run = read_run(out)
     write_report(run)
     return run
+
+
+def _content_hash(profile: HardwareProfile) -> str:
+    """16 hex digits that name every figure of a profile."""
+    return hashlib.sha256(profile.file.model_dump_json().encode()).hexdigest()[:16]

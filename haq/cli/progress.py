@@ -106,7 +106,7 @@ def lines(event: Event) -> list[str]:
 def best_line(best: Mapping[str, Point]) -> str:
     """The smallest good point per target: `tpu-v4 2.87 MB -0.31 pt`."""
     return " | ".join(
-        f"{target} {point.losses[0] / 1e6:.2f} MB {-point.losses[2]:+.2f} pt" for target, point in best.items()
+        f"{target} {point.losses[0] / 1e6:.2f} MB {0.0 - point.losses[2]:+.2f} pt" for target, point in best.items()
     )
 
 

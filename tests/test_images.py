@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from haq.errors import InputError
+from haq.nn.bundle import load_bundle
+from haq.nn.checkpoints import weights_hash
 from haq.nn.images import DEVIATION, MEAN, image_folder_task, read_image
+from haq.nn.models.resnet import resnet18
 from haq.spacefile import load_space, with_input
 
 Image = pytest.importorskip("PIL.Image")
@@ -131,3 +134,20 @@ def test_no_folder_no_classes_and_too_few_images_are_said(tmp_path: Path) -> Non
 def test_an_input_that_is_no_square_image_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no square colour images"):
         image_folder_task(with_input(load_space("resnet18"), "3x56x64"), folder, None)
+
+
+def test_a_checkpoint_and_a_folder_make_a_measurable_network(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    own = tmp_path_factory.mktemp("space")
+    text = (load_space("resnet18").path).read_text().replace("[3, 224, 224]", "[3, 56, 56]")
+    (own / "fruit.toml").write_text(
+        text.replace("[[model.inputs]]", "arguments = { num_classes = 3 }\n[[model.inputs]]")
+    )
+    torch.manual_seed(1)
+    model = resnet18(num_classes=3)
+    torch.save({"state_dict": model.state_dict(), "epoch": 90}, own / "fruit.pth")
+    bundle = load_bundle(load_space(own / "fruit.toml"), weights=own / "fruit.pth", data=folder)
+    assert bundle.weights_hash == weights_hash(model)
+    assert bundle.task is not None
+    assert len(bundle.task.scores(bundle.model, "search")) == 19

@@ -62,7 +62,7 @@ def test_a_network_is_trained_once_and_then_read_from_the_cache(
     mnist: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HAQ_CACHE_DIR", str(tmp_path))
-    recipe = dataclasses.replace(mnist.MOBILENET_V3_SMALL, epochs=1, batch_size=300)
+    recipe = dataclasses.replace(mnist.MOBILENET_V3_SMALL, epochs=1, batch_size=300, threads=1)
     monkeypatch.setattr(mnist, "MOBILENET_V3_SMALL", recipe)
     space = with_input(load_space("mnist_mobilenet_v3_small"), "3x32x32")  # a quarter of the work
     torch.manual_seed(0)

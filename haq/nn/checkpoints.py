@@ -61,7 +61,8 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> N
             got=_difference(missing, unexpected, [f"{n} {tuple(state[n].shape)}" for n in misshaped]),
             expected=f"{len(expected)} tensors of {type(model).__name__}"
             + "".join(f", {n} {tuple(expected[n].shape)}" for n in misshaped[:1]),
-            way_out="choose the space whose model the weights belong to, or give your own with --model",
+            way_out="choose the space whose model they belong to, give your own with --model, or set its arguments "
+            "(such as num_classes) in a space file of your own",
         )
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -44,11 +44,11 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
     ):
         groups = sum(group.is_free for group in problem.space.groups)
         progress(Started(len(opened.run.history.candidates), options.trials, groups, problem.space.size))
-        session = Session(problem, options, opened, base)
+        session = Session(problem, options, opened, base, planned)
         try:
             for target, lessons in session.lessons.items():
                 mirror.open(target, tuple(zip(session.candidates, lessons, strict=True)))
-            reason = _search(session, planned, mirror, progress)
+            reason = _search(session, mirror, progress)
             _validate_fronts(session, progress)
         finally:
             write_outputs(replace(opened.run, history=session.history))
@@ -67,7 +67,7 @@ def request(problem: Problem, options: SearchOptions) -> RunRequest:
     )
 
 
-def _search(session: Session, planned: tuple[Seed, ...], mirror: Mirror, progress: Progress) -> str:
+def _search(session: Session, mirror: Mirror, progress: Progress) -> str:
     """Evaluate candidates until something ends the search; returns what."""
     options, started, first, idle = session.options, time.perf_counter(), session.done, 0
     each = session.seconds / max(1, session.done + len(session.problem.splits))
@@ -77,7 +77,7 @@ def _search(session: Session, planned: tuple[Seed, ...], mirror: Mirror, progres
             return "timeout"
         if idle >= STALLED:
             return "stalled"
-        proposal = session.propose(planned)
+        proposal = session.propose()
         if proposal is None:
             return "space exhausted"
         before = session.done

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 
 from haq.accuracy import Measurement, compare
 from haq.candidate import Candidate, TargetResult
@@ -32,11 +33,15 @@ class Session:
     measured: executed signature -> measurement. done: candidates for which something new was measured.
     """
 
-    def __init__(self, problem: Problem, options: SearchOptions, opened: OpenRun, base: Costs) -> None:
+    def __init__(
+        self, problem: Problem, options: SearchOptions, opened: OpenRun, base: Costs, seeds: Iterable[Seed]
+    ) -> None:
+        """Measure FP32 unless the history has it, and learn what the history holds. base: costs of FP32."""
         history = opened.run.history
         self.problem, self.options, self._writer, self._base = problem, options, opened.writer, base
-        self.baseline = history.baseline if history.baseline is not None else self._measure_baseline()
         self.seconds = history.seconds
+        self.baseline = history.baseline if history.baseline is not None else self._measure_baseline()
+        self._seeds = deque(seeds)
         self.validations = dict(history.validations or {})
         self.measured: dict[str, Measurement] = {self.baseline.signature: self.baseline.measurements[SEARCH]}
         self.candidates: list[Candidate] = []
@@ -54,10 +59,11 @@ class Session:
         """As `read_history` would find it now."""
         return History(self.baseline, tuple(self.candidates), self.validations, self.seconds)
 
-    def propose(self, seeds: tuple[Seed, ...]) -> Proposal | None:
+    def propose(self) -> Proposal | None:
         """The next thing to evaluate; None when the space holds nothing new."""
         number = len(self.candidates)
-        for seed in seeds:
+        while self._seeds:
+            seed = self._seeds.popleft()
             if self._is_new(seed.levels):
                 return Proposal(seed.origin, seed.levels)
         asked = self._asker(number).ask(number)
@@ -118,6 +124,7 @@ class Session:
         measurements = {split: compare(s, s, split) for split, s in scores.items()}
         baseline = Baseline(executed.signature, scores, measurements, self._base)
         self._writer.append("baseline", baseline.to_json(), measure_s=spent)
+        self.seconds += spent
         return baseline
 
     def _judge(self, target: Target, priced: TargetResult, measurement: Measurement | None) -> TargetResult:

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from haq.search.samplers import POPULATION, REPLAYED, SAMPLERS
+from haq.search.samplers import POPULATION, REPLAYED, SAMPLERS, KnownSpace
 from haq.space import SearchSpace
 
 OBJECTIVES = ("size_bytes", "latency_ms", "drop_points")
@@ -66,15 +66,16 @@ class TargetStudy:
 
     def __init__(self, space: SearchSpace, sampler: str, seed: int) -> None:
         self._space, self._sampler, self._seed = space, sampler, seed
+        self._distributions = distributions(space)
         self._study = optuna.create_study(directions=["minimize"] * len(OBJECTIVES), sampler=SAMPLERS["random"](0, 0))
         self._pending: tuple[Trial, tuple[int, ...]] | None = None
         self._learned = 0
 
     def ask(self, number: int) -> tuple[int, ...]:
         """The sampler's proposal for the run's candidate `number`: one level per group."""
-        self._study.sampler = SAMPLERS[self._sampler](self._seed, number)
-        trial = self._study.ask()
-        chosen = {name: trial.suggest_int(name, 0, d.high) for name, d in _integers(self._space).items()}
+        self._study.sampler = KnownSpace(SAMPLERS[self._sampler](self._seed, number), self._distributions)
+        trial = self._study.ask(self._distributions)
+        chosen = trial.params
         levels = tuple(chosen.get(f"bits/{group.name}", 0) for group in self._space.groups)
         self._pending = (trial, levels)
         return levels
@@ -102,10 +103,6 @@ class TargetStudy:
         """Genetic samplers count only trials with a generation: everything learned belongs to one, in order."""
         key = {"nsga2": "NSGAIISampler:generation", "nsga3": "NSGAIIISampler:generation"}.get(self._sampler)
         return {} if key is None else {key: self._learned // POPULATION}
-
-
-def _integers(space: SearchSpace) -> dict[str, IntDistribution]:
-    return {name: d for name, d in distributions(space).items() if isinstance(d, IntDistribution)}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from haq.spacefile import SpaceFile, load_space, with_input, with_seq_len
 from haq.tracecache import workload_of
 
 EXPLAINED = 25
-"""How many of the slowest layers `--explain` lists."""
+"""How many of the slowest parts `--explain` lists."""
 
 
 @click.command()
@@ -24,7 +24,7 @@ EXPLAINED = 25
 @click.option("--config", type=click.Path(path_type=Path), help="A haq.config/v1 file, or JSON of layer: bits.")
 @click.option("--input", "shape", metavar="CxHxW", help="Another input shape per sample, such as 3x160x160.")
 @click.option("--seq-len", type=click.IntRange(min=1), help="Another number of tokens per sample.")
-@click.option("--explain", is_flag=True, help="Also list the slowest layers and what bounds each.")
+@click.option("--explain", is_flag=True, help="Also list the slowest parts and what bounds each.")
 @json_option
 def estimate(
     space: str,
@@ -44,7 +44,7 @@ def estimate(
     choice: int | Path = int(bits) if bits is not None else config or Path()
     found = price(workload_of(_shaped(load_space(space), shape, seq_len)), target, choice, batch=batch)
     if as_json:
-        echo_json({**found.to_json(), **({"layers": found.explain()} if explain else {})})
+        echo_json({**found.to_json(), **({"parts": found.explain()} if explain else {})})
         return
     _show(found)
     if explain:
@@ -94,16 +94,17 @@ def _show(found: Estimate) -> None:
 def _show_layers(found: Estimate) -> None:
     rows = [
         (
-            row["layer"],
-            row["executed"],
+            row["name"],
+            row["kind"],
+            row.get("executed", ""),
             row["bound"],
             milliseconds(row["latency_ms"]),
             f"{100 * row['share']:.1f} %",
-            megabytes(row["size_bytes"]),
+            megabytes(row["size_bytes"]) if row["kind"] == "layer" else "",
         )
         for row in found.explain()[:EXPLAINED]
     ]
-    table("slowest first", ("layer", "executed", "bound by", "ms", "share", "MB"), rows, left=3)
+    table("slowest first", ("part", "kind", "executed", "bound by", "ms", "share", "MB"), rows, left=4)
 
 
 COMMANDS = (estimate,)

@@ -126,7 +126,7 @@ def _draw_panel(axes: Axes, panel: Panel, axis: _Axis) -> None:
     if axis.figure in panel.fp32_costs:
         _draw_baseline(axes, (panel.fp32_costs[axis.figure] * axis.scale, fp32), "FP32", "*")
     _draw_limits(axes, panel, axis, fp32)
-    top = max(fp32, *(_percent(r) for _, r in shown))
+    top = max([fp32, *(_percent(r) for _, r in shown), *(_interval(r)[1] for r in front)])
     axes.set_ylim(floor, top + 0.12 * (top - floor))
     axes.margins(x=0.12)
 
@@ -162,10 +162,8 @@ def _draw_front_line(axes: Axes, front: Sequence[TargetResult], axis: _Axis, flo
     inside = ys > floor
     axes.scatter(xs[inside], ys[inside], s=34, color=FRONT, edgecolors="white", linewidths=0.6, zorder=5, label="front")
     for result, x, y in zip(front, xs, ys, strict=True):
-        measured = result.measurement
-        if y > floor and measured is not None and measured.drop_interval is not None:
-            fp32 = _fp32_percent(result)
-            low, high = fp32 - measured.drop_interval.high, fp32 - measured.drop_interval.low
+        low, high = _interval(result)
+        if y > floor and low < high:
             axes.vlines(x, max(low, floor), high, color=FRONT, linewidth=0.9, alpha=0.45, zorder=4)
 
 
@@ -233,6 +231,12 @@ def _points(result: TargetResult) -> float:
 
 def _fp32_percent(result: TargetResult) -> float:
     return _percent(result) + _points(result)
+
+
+def _interval(result: TargetResult) -> tuple[float, float]:
+    """The accuracy's 95 % interval in percent, from the paired difference to FP32; no width where unknown."""
+    drop, fp32 = _measured(result).drop_interval, _fp32_percent(result)
+    return (fp32 - drop.high, fp32 - drop.low) if drop is not None else (_percent(result), _percent(result))
 
 
 def _measurement(picture: Picture) -> Measurement | None:

@@ -23,7 +23,7 @@ class Started:
 
 @dataclass(frozen=True)
 class BaselineMeasured:
-    """FP32 is measured (or known from before). estimate_s: time that the remaining candidates will take about."""
+    """FP32 is measured (or known from before). estimate_s: about the time to the end."""
 
     measurements: Mapping[str, Measurement]
     estimate_s: float
@@ -31,7 +31,7 @@ class BaselineMeasured:
 
 @dataclass(frozen=True)
 class CandidateDone:
-    """A candidate is in the history. left_s: estimated time left.
+    """A candidate is in the history. left_s: estimated time to the end, the front's validation included.
 
     best: target -> smallest feasible point, within 1 point of FP32 where the user set no largest drop.
     """

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from haq.errors import lookup
-from haq.front import front
-from haq.history import VALIDATION, summarize
+from haq.history import summarize
 from haq.outputs import write_outputs
 from haq.rundir import OpenRun, RunRequest, identity, open_run
 from haq.search.events import BaselineMeasured, CandidateDone, Finished, Notice, Progress, Started, Validated, silent
@@ -69,9 +68,8 @@ def request(problem: Problem, options: SearchOptions) -> RunRequest:
 
 def _search(session: Session, mirror: Mirror, progress: Progress) -> str:
     """Evaluate candidates until something ends the search; returns what."""
-    options, started, first, idle = session.options, time.perf_counter(), session.done, 0
-    each = session.seconds / max(1, session.done + len(session.problem.splits))
-    progress(BaselineMeasured(session.baseline.measurements, each * (options.trials - session.done)))
+    options, started, idle = session.options, time.perf_counter(), 0
+    progress(BaselineMeasured(session.baseline.measurements, session.left_s()))
     while session.done < options.trials:
         if options.timeout_s is not None and time.perf_counter() - started >= options.timeout_s:
             return "timeout"
@@ -85,26 +83,16 @@ def _search(session: Session, mirror: Mirror, progress: Progress) -> str:
         if trouble := mirror.add(candidate, {name: known[-1] for name, known in session.lessons.items()}):
             progress(Notice(trouble))
         idle = 0 if session.done > before else idle + 1
-        if session.done > first:
-            each = (time.perf_counter() - started) / (session.done - first)
-        left = each * (options.trials - session.done)
-        progress(CandidateDone(candidate, session.done, options.trials, left, session.best()))
+        progress(CandidateDone(candidate, session.done, options.trials, session.left_s(), session.best()))
     return "trials"
 
 
 def _validate_fronts(session: Session, progress: Progress) -> None:
     """Measure the members of every target's front on the validation split; nothing is chosen on it."""
-    if VALIDATION not in session.problem.splits:
-        return
-    members = {
-        point.result.executed.signature: point.result.executed
-        for target in session.problem.targets
-        for point in front(session.candidates, target.name)
-    }
-    missing = [executed for signature, executed in members.items() if session.history.validation(signature) is None]
-    for count, executed in enumerate(missing, 1):
+    members = session.unvalidated()
+    for count, executed in enumerate(members.values(), 1):
         session.validate(executed)
-        progress(Validated(count, len(missing)))
+        progress(Validated(count, len(members)))
 
 
 @contextlib.contextmanager

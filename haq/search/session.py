@@ -105,6 +105,28 @@ class Session:
         """The measurement against FP32; raises InputError when the user's function returns nonsense."""
         return compare(self.baseline.scores[split], self.problem.scores(executed, split), split)
 
+    def unvalidated(self) -> dict[str, Assignment]:
+        """Executed signature -> formats, for members of the targets' fronts that the held-out split has not seen."""
+        if VALIDATION not in self.problem.splits:
+            return {}
+        members = {
+            point.result.executed.signature: point.result.executed
+            for target in self.problem.targets
+            for point in front(self.candidates, target.name)
+        }
+        history = self.history
+        return {sig: executed for sig, executed in members.items() if history.validation(sig) is None}
+
+    def left_s(self) -> float:
+        """Estimated seconds to the end: the candidates' measurements and the front's validation.
+
+        Measurements per candidate as so far, or as the seeds need; a validation counts like any other measurement.
+        """
+        known = len(self.measured) + len(self.baseline.measurements) - 1 + len(self.validations)
+        each = self.seconds / known
+        per_candidate = (len(self.measured) - 1) / self.done if self.done else self._signatures_per_seed()
+        return each * (per_candidate * max(0, self.options.trials - self.done) + len(self.unvalidated()))
+
     def best(self) -> dict[str, Point]:
         """Target -> its smallest feasible point, within 1 point of FP32 where no largest drop is set."""
         found = {}
@@ -173,6 +195,12 @@ class Session:
         """Whether the levels execute differently from every earlier candidate on some target."""
         requested = self.problem.space.assignment(levels)
         return tuple(t.legalize(requested)[0].signature for t in self.problem.targets) not in self._seen
+
+    def _signatures_per_seed(self) -> float:
+        """How many different executions one request means over the targets, on average over the seeds."""
+        seeds = [self.problem.space.assignment(seed.levels) for seed in self._seeds]
+        counts = [len({t.legalize(a)[0].signature for t in self.problem.targets}) for a in seeds]
+        return statistics.fmean(counts) if counts else float(len(self.problem.targets))
 
     def _asker(self, number: int) -> TargetStudy:
         """The targets' studies are asked in turn."""

@@ -22,10 +22,13 @@ from transformers.models.bert.modeling_bert import BertForSequenceClassification
 
 from haq.errors import InputError
 from haq.nn.bundle import load_bundle
+from haq.nn.calibrate import calibrate
 from haq.nn.models.bert import BertClassifier, bert_classifier, from_folder
+from haq.nn.simulate import Simulator
 from haq.nn.task import batch_size
 from haq.nn.texts import batches, encode, load_tokenizer, padded, read_table, text_task
 from haq.nn.trace import trace
+from haq.precision import Assignment, Precision
 from haq.references import resolve
 from haq.space import Rule, build_space
 from haq.spacefile import load_space, with_seq_len
@@ -36,6 +39,9 @@ TINY = BertConfig(
     vocab_size=1000, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=128, id2label={0: "bad", 1: "so so", 2: "good"}, attn_implementation="eager",
 )  # fmt: skip
+
+# Sums over another number of tokens round otherwise: a few steps of 2^-11 (fp16), 2^-8 (bf16), of a code (int8).
+TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2, "int8": 2e-2}
 
 
 @pytest.fixture
@@ -263,6 +269,33 @@ def test_padding_does_not_change_a_score(folder: Path) -> None:
     assert isinstance(beside, dict)
     with torch.inference_mode():
         assert torch.allclose(model(**alone)[0], model(**beside)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp16", "bf16", "int8"])
+def test_the_mask_holds_in_a_quantized_model_on_batches_of_any_width(form: str) -> None:
+    torch.manual_seed(0)
+    model = BertClassifier(TINY, 3, "mean").eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.3)  # with BERT's own 0.02 no token looks at another
+    texts = [[2, *[5 + i % 6] * (3 + i), 3] for i in range(8)]
+    wide = padded(texts, np.zeros(8, dtype=np.int64), pad=0).inputs
+    assert isinstance(wide, dict)
+    # Traced on one full text of nine tokens, run on eight padded ones of up to twelve and on each alone.
+    example = {"input_ids": torch.full((1, 9), 5), "attention_mask": torch.ones(1, 9, dtype=torch.int64)}
+    workload = trace(model, example, name="tiny")
+    executed = Assignment.of({layer.name: Precision.parse(form) for layer in workload.layers})
+    simulated = Simulator(model, workload, calibrate(model, workload, [wide])).build(executed)
+    with torch.inference_mode():
+        together = simulated(**wide)
+        for row, text in enumerate(texts):
+            alone = padded([text], np.array([0]), pad=0).inputs
+            assert isinstance(alone, dict)
+            assert torch.allclose(simulated(**alone)[0], together[row], atol=TOLERANCES[form])
+        assert torch.allclose(together, model(**wide), atol=0.15)
+        # Without its mask the same batch gives other logits: the test above is not an empty one.
+        blind = simulated(wide["input_ids"], torch.ones_like(wide["attention_mask"]))
+    assert (blind[0] - together[0]).abs().max() > 0.5
 
 
 # Movie reviews

@@ -6,6 +6,7 @@ import copy
 import gzip
 import importlib
 import json
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -148,6 +149,19 @@ def test_a_folder_and_a_table_become_a_bundle(folder: Path, table: Path) -> None
     assert sum(batch_size(b) for b in bundle.task.calibration()) == 8
     assert [np.shape(s) for s in scores.values()] == [(16,), (16,)]
     assert load_bundle(load_space("bert_base"), weights=folder, data=table).data_hash == bundle.data_hash
+
+
+def test_nothing_of_a_folder_is_looked_up_in_the_network(
+    folder: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"a connection was tried: {args}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    bundle = load_bundle(load_space("bert_base"), weights=folder, data=table)
+    assert bundle.task is not None
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def elements(shape: Shape) -> int:
 class WeightSpec:
     """A layer's weight. `key` is its state-dict name: layers that share a key are tied, and stored once.
 
+    Where a layer multiplies with some rows of a packed parameter they are part of the key (`in_proj_weight[0:64]`).
+
     channel_axis: the output-channel axis, which gets one scale per index (embedding: one per row).
     """
 
@@ -93,7 +95,8 @@ class LayerSpec:
     @property
     def is_depthwise(self) -> bool:
         """One filter per input channel."""
-        return self.groups > 1 and self.weight is not None and self.groups == self.input_shapes[0][0]
+        # Channels come before the spatial axes; before them a network may have folded time or views into the batch.
+        return self.groups > 1 and self.groups == self.input_shapes[0][-1 - int(self.kind[-2])]
 
     @property
     def module(self) -> str:

@@ -114,3 +114,118 @@ def test_a_network_without_weights_folds_on_the_meta_device():
     folded = fold_batch_norm(model, (torch.empty(1, 3, 224, 224, device="meta"),))
     assert all(p.is_meta for p in folded.parameters())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def assert_same_function(model, x):
+    model = randomized(model)
+    folded = fold_batch_norm(model, (x,))
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    return folded
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def swapped(x):
+    return x.transpose(1, 2)
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+
+
+# The second axis is the sequence here, as long as the layer is wide or not; and flattened pixels have their own norm.
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)), (2, 9, 6)),
+        (nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(4)), (2, 4, 6)),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(16)), (2, 3, 4, 4)),
+    ],
+    ids=["sequence as wide", "sequence", "pixels"],
+)
+def test_a_norm_over_another_axis_than_the_layers_channels_stays(model, shape):
+    folded = assert_same_function(copy.deepcopy(model), noise(*shape))
+    assert isinstance(folded[-1], nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_view_between_layer_and_norm_that_keeps_the_channels_does_not_hinder(frozen):
+    points = nn.Sequential(Apply(swapped), nn.Linear(4, 6), Apply(swapped), nn.BatchNorm1d(6))
+    folded = assert_same_function(points.requires_grad_(not frozen), noise(2, 4, 5))
+    assert isinstance(folded[3], nn.Identity)
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(4))
+    assert isinstance(assert_same_function(pooled, noise(2, 3, 3, 3))[2], nn.Identity)
+
+
+def test_a_norm_with_two_names_is_replaced_under_both():
+    class Aliased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.stem = nn.Sequential(self.conv, self.norm)
+
+        def forward(self, x):
+            return self.stem(x)
+
+    folded = assert_same_function(Aliased(), noise(2, 3, 4, 4))
+    assert isinstance(folded.norm, nn.Identity)
+    assert isinstance(folded.stem[1], nn.Identity)
+
+
+def test_a_norm_that_runs_from_an_unregistered_place_stays():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.plan = (self.conv, self.norm)
+
+        def forward(self, x):
+            return self.plan[1](self.plan[0](x))
+
+    assert_same_function(Hidden(), noise(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_unknown_op_between_layer_and_norm_keeps_them_apart(in_place):
+    function = (lambda x: x.i0_()) if in_place else torch.special.i0
+    folded = assert_same_function(
+        nn.Sequential(nn.Conv2d(3, 3, 1), Apply(function), nn.BatchNorm2d(3)), noise(2, 3, 4, 4)
+    )
+    assert isinstance(folded[2], nn.BatchNorm2d)
+
+
+def test_a_norm_that_also_activates_stays():
+    class NormAct(nn.BatchNorm2d):  # as in timm
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(super().forward(x))
+
+    folded = assert_same_function(nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3)), noise(2, 3, 4, 4))
+    assert isinstance(folded[1], NormAct)
+
+
+class Padding(nn.Conv2d):  # as in EfficientNet
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+class Deaf(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight)
+
+
+def test_a_users_own_convolution_folds_unless_it_ignores_a_new_bias():
+    plain = assert_same_function(nn.Sequential(Padding(3, 3, 1, bias=False), nn.BatchNorm2d(3)), noise(2, 3, 4, 4))
+    assert isinstance(plain[1], nn.Identity)
+    deaf = assert_same_function(nn.Sequential(Deaf(3, 3, 1, bias=False), nn.BatchNorm2d(3)), noise(2, 3, 4, 4))
+    assert isinstance(deaf[1], nn.BatchNorm2d)

@@ -307,3 +307,180 @@ def test_any_small_network_has_the_macs_of_the_flop_counter_and_all_its_paramete
     for node in workload.nodes:
         assert set(node.inputs) <= seen
         seen.add(node.name)
+
+
+def checked(model, *example):
+    """The trace of a model, once its parameters are all accounted for and every name is known before it is read."""
+    workload = trace(model, example, name="net")
+    assert workload.parameters == sum(p.numel() for p in model.parameters())
+    assert workload.unquantized_parameters >= 0
+    seen = {name for name, _ in workload.inputs}
+    for node in workload.nodes:
+        assert set(node.inputs) <= seen
+        seen.add(node.name)
+    assert len(seen) == len(workload.nodes) + len(workload.inputs)
+    return workload
+
+
+def test_time_folded_into_the_batch_counts_in_the_macs():
+    model = Body(lambda m, x: m.conv(x.flatten(0, 1)), conv=nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    (layer,) = checked(model, torch.zeros(1, 5, 4, 6, 6)).layers
+    assert layer.macs == 5 * 36 * 4 * 9
+    assert layer.is_depthwise
+    transposed = Body(lambda m, x: m.up(x.flatten(0, 1)), up=nn.ConvTranspose2d(4, 2, 2, stride=2))
+    (layer,) = checked(transposed, torch.zeros(1, 5, 4, 6, 6)).layers
+    assert layer.macs == 5 * 36 * 4 * 2 * 4
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("shape", [(1, 6, 7), (1, 6, 7, 3)])
+def test_a_linear_layer_on_strided_input_is_one_layer_with_its_weight_and_bias(frozen, shape):
+    model = Body(lambda m, x: m.fc(x.transpose(1, -1)), fc=nn.Linear(6, 5)).requires_grad_(not frozen)
+    (layer,) = checked(model, torch.zeros(shape)).layers
+    assert (layer.weight.key, layer.weight.shape, layer.weight.channel_axis) == ("fc.weight", (5, 6), 0)
+    assert layer.bias_elements == 5
+    assert layer.macs == torch.zeros(shape).numel() * 5
+
+
+def test_a_matrix_with_one_column_keeps_its_orientation():
+    (layer,) = checked(nn.Sequential(nn.Linear(1, 4)), torch.zeros(1, 3, 1)).layers
+    assert (layer.weight.shape, layer.weight.channel_axis) == ((4, 1), 0)
+    (layer,) = checked(nn.Sequential(nn.Linear(4, 1)), torch.zeros(1, 3, 4)).layers
+    assert (layer.weight.shape, layer.weight.channel_axis) == ((1, 4), 0)
+
+
+def test_a_model_that_is_one_layer_has_a_name_for_it():
+    assert checked(nn.Linear(4, 2), torch.zeros(1, 4)).layer_names == ("weight",)
+
+
+def test_cross_attention_reads_its_own_rows_of_the_packed_projection():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    model = Body(lambda m, x, y: m.attn(x, y, y)[0], attn=attention)
+    workload = checked(model, torch.zeros(1, 5, 8), torch.zeros(1, 3, 8))
+    query, rest = workload.layers[:2]
+    assert (query.name, query.weight.key, query.weight.shape) == (
+        "attn.in_proj/rows_0_8", "attn.in_proj_weight[0:8]", (8, 8),
+    )  # fmt: skip
+    assert (rest.name, rest.weight.key, rest.weight.shape) == (
+        "attn.in_proj/rows_8_24", "attn.in_proj_weight[8:24]", (16, 8),
+    )  # fmt: skip
+    assert workload.unquantized_parameters == 0
+
+
+def test_a_whole_encoder_decoder_accounts_for_its_parameters():
+    model = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+    assert not checked(model, torch.zeros(1, 5, 16), torch.zeros(1, 4, 16)).unsupported
+
+
+def test_parameters_that_are_views_of_one_vector_are_not_tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    nn.utils.vector_to_parameters(flat, model.parameters())
+    assert [layer.weight.key for layer in checked(model, torch.zeros(1, 4)).layers] == ["0.weight", "1.weight"]
+
+
+def test_what_a_product_is_added_to_is_an_addition():
+    model = Body(lambda m, x: torch.baddbmm(m.fc(x), x, x.transpose(1, 2)), fc=nn.Linear(5, 5))
+    workload = checked(model, torch.zeros(1, 5, 5))
+    assert nodes(workload)["add_0"].inputs == ("matmul_0", "fc")
+
+
+def test_one_tensor_given_twice_is_two_inputs():
+    x = torch.zeros(1, 3, 4)
+    workload = checked(Body(lambda m, a, b: a @ b.transpose(1, 2)), x, x)
+    assert workload.layers[0].inputs == ("input_0", "input_1")
+
+
+def test_a_product_of_constants_is_no_layer_but_keeps_its_number():
+    def body(m, x):
+        angle = torch.arange(5.0)[:, None] @ m.frequency[None, :]
+        return (x * angle.cos()) @ x.transpose(1, 2)
+
+    workload = checked(Body(body, frequency=nn.Buffer(torch.ones(8))), torch.zeros(1, 5, 8))
+    assert workload.layer_names == ("matmul_1",)
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_recurrent_module_is_unsupported_as_a_whole_on_every_device(cls, device):
+    model = Body(lambda m, x: m.fc(m.rnn(x)[0]), rnn=cls(4, 8, batch_first=True), fc=nn.Linear(8, 2)).to(device)
+    workload = checked(model, torch.zeros(1, 3, 4, device=device))
+    (unsupported,) = workload.unsupported
+    assert unsupported.module == "rnn"
+    assert unsupported.op.startswith(f"aten.{cls.__name__.lower()}")
+    assert workload.layer_names == ("fc",)
+    assert workload.unquantized_parameters == sum(p.numel() for p in model.rnn.parameters())
+
+
+def test_an_unknown_op_that_works_in_place_is_listed():
+    model = Body(lambda m, x: m.fc(x).erfinv_(), fc=nn.Linear(12, 3))
+    assert {u.op for u in trace(model, (V,), name="in-place").unsupported} == {"aten.erfinv_"}
+
+
+def test_reshaping_in_place_is_free():
+    model = Body(lambda m, x: m.fc(x.clone().unsqueeze_(1).transpose_(1, 2).squeeze_(2)), fc=nn.Linear(12, 3))
+    assert [n.kind for n in checked(model, V).nodes] == ["reshape", "linear"]
+
+
+def test_a_data_class_is_an_output():
+    model = Body(lambda m, x: Answer(m.fc(x)), fc=nn.Linear(12, 3))
+    assert checked(model, V).outputs == ("fc",)
+
+
+def test_values_that_are_no_tensors_reach_the_model():
+    model = Body(lambda m, x, deep, scale: m.fc(x) * scale if deep else x, fc=nn.Linear(12, 3))
+    workload = trace(model, {"x": V, "deep": True, "scale": torch.tensor(2.0)}, name="flags")
+    assert workload.inputs == (("x", (12,)), ("scale", ()))
+    assert workload.outputs == ("mul_0",)
+
+
+@pytest.mark.parametrize(("example", "match"), [(V, r"pass \(x,\)"), ((), "no tensor"), ((V[:0],), "no sample")])
+def test_an_example_without_a_sample_is_refused(example, match):
+    with pytest.raises(InputError, match=match):
+        trace(nn.Linear(12, 3), example, name="net")
+
+
+def test_neither_example_nor_buffers_nor_random_state_change():
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.calls, self.rebound = nn.Linear(12, 12), nn.Buffer(torch.zeros(1)), nn.Buffer(torch.zeros(1))
+
+        def forward(self, x):
+            self.calls += 1
+            self.rebound = self.rebound + 1
+            return self.fc(x.add_(1)) + torch.randn(12)
+
+    model, x = Careless(), torch.zeros(2, 12)
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    trace(model, (x,), name="careless")
+    assert torch.equal(torch.randn(3), expected)
+    assert (model.calls, model.rebound, x.sum()) == (0, 0, 0)
+
+
+def test_the_model_is_as_before_after_a_failure_too():
+    model = nn.Sequential(nn.Linear(5, 2)).train()
+    with pytest.raises(InputError):
+        trace(model, (V,), name="net")
+    assert model[0].training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_branch_on_data_that_meta_does_not_have_is_refused_and_one_on_a_mask_is_not():
+    with torch.device("meta"):
+        model = Body(lambda m, x, mask: m.fc(x) if mask.all() else x, fc=nn.Linear(12, 3))
+        branch = Body(lambda m, x: x if m.fc(x).mean() > 0 else 2 * x, fc=nn.Linear(12, 3))
+        x, mask = torch.zeros(1, 12), torch.ones(1, 12, dtype=torch.bool)
+    assert trace(model, (x, mask), name="mask").layer_names == ("fc",)
+    with pytest.raises(InputError, match="branches on a computed value"):
+        trace(branch, (x,), name="branch")
+
+
+def test_a_scripted_network_is_refused():
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 4, 3), nn.ReLU()).eval())
+    with pytest.raises(InputError, match="TorchScript hides its ops"):
+        trace(scripted, (X,), name="net")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from haq.nn.trace import Example, trace_modules
-from haq.workload import LayerSpec, Workload
+from haq.nn.record import Record
+from haq.nn.trace import Example, trace_record
 
 _FOLDABLE = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -25,39 +26,61 @@ def fold_batch_norm(model: nn.Module, example: Example) -> nn.Module:
     the layer's weight is tied to no other; it is then replaced by nn.Identity. Any other one stays.
     example: as for `trace`. Works on the meta device. `model` itself is not touched.
     """
+    before = trace_record(model, example, name=type(model).__name__)
+    pairs = list(_pairs(model, before))
+    folded = _folded(model, pairs)
+    after = trace_record(folded, example, name=type(model).__name__)
+    biases = {layer.name: layer.bias_elements for layer in after.workload.layers}
+    if _norms(after) != _norms(before) - len(pairs):
+        return copy.deepcopy(model).eval()  # the module runs from a place that no registered name leads to
+    # A user's own layer class may ignore a bias that it was not built with.
+    heeded = [(layer, norm) for layer, norm in pairs if biases[layer]]
+    return folded if heeded == pairs else _folded(model, heeded)
+
+
+def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    """A copy with these (layer, batch norm) made one, under all the names that the norm goes by."""
     folded = copy.deepcopy(model).eval()
-    workload, modules = trace_modules(folded, example, name=type(model).__name__)
-    for layer_name, norm_name in list(_pairs(folded, workload, modules)):
-        _fold(folded.get_submodule(layer_name), folded.get_submodule(norm_name))
-        parent, _, child = norm_name.rpartition(".")
-        setattr(folded.get_submodule(parent), child, nn.Identity())
+    for layer_name, norm_name in pairs:
+        norm = folded.get_submodule(norm_name)
+        _fold(folded.get_submodule(layer_name), norm)
+        for parent in list(folded.modules()):
+            for name in [name for name, child in parent._modules.items() if child is norm]:
+                parent._modules[name] = nn.Identity()
     return folded
 
 
-def _pairs(model: nn.Module, workload: Workload, modules: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _pairs(model: nn.Module, traced: Record) -> Iterator[tuple[str, str]]:
     """(layer, batch norm) module names that fold exactly."""
-    nodes = {node.name: node for node in workload.nodes}
-    runs = [modules[node.name] for node in workload.nodes]
-    keys = [layer.weight.key for layer in workload.layers if layer.weight]
+    workload, modules = traced.workload, traced.modules
+    runs = Counter(layer.module for layer in workload.layers)
+    norms = Counter(modules[node.name] for node in workload.nodes if node.kind == "norm")
+    keys = Counter(layer.weight.key for layer in workload.layers if layer.weight)
+    layers = {layer.name: layer for layer in workload.layers}
     for node in workload.nodes:
-        norm = modules[node.name]
-        if node.kind != "norm" or len(node.inputs) != 1 or not _is_tracking_norm(model.get_submodule(norm)):
-            continue
-        layer = nodes.get(node.inputs[0])
+        layer, norm = layers.get(traced.normalized.get(node.name, "")), modules[node.name]
         if (
-            isinstance(layer, LayerSpec)
+            layer is not None
             and layer.weight is not None
             and layer.name == modules[layer.name]
-            and isinstance(model.get_submodule(layer.name), _FOLDABLE)
+            and node.inputs == (layer.name,)
             and workload.consumers[layer.name] == (node.name,)
             and layer.name not in workload.outputs
-            and runs.count(layer.name) == runs.count(norm) == keys.count(layer.weight.key) == 1
+            and isinstance(model.get_submodule(layer.name), _FOLDABLE)
+            and _is_plain_norm(model.get_submodule(norm))
+            and runs[layer.name] == norms[norm] == keys[layer.weight.key] == 1
         ):
             yield layer.name, norm
 
 
-def _is_tracking_norm(module: nn.Module) -> bool:
-    return isinstance(module, _BATCH_NORMS) and module.running_mean is not None
+def _norms(traced: Record) -> int:
+    return sum(node.kind == "norm" for node in traced.workload.nodes)
+
+
+def _is_plain_norm(module: nn.Module) -> bool:
+    """Whether it does what torch's batch norm does with its running statistics, and nothing else."""
+    is_batch_norm = any(isinstance(module, cls) and type(module).forward is cls.forward for cls in _BATCH_NORMS)
+    return is_batch_norm and module.running_mean is not None
 
 
 @torch.no_grad()

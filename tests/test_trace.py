@@ -70,6 +70,19 @@ def test_bert_base_at_128_tokens_has_11_giga_macs_whatever_runs_its_attention(at
     assert not any(layer.weight for layer in workload.layers if layer.kind == "matmul")
 
 
+def test_fused_attention_has_the_layers_of_plain_attention():
+    transformers = pytest.importorskip("transformers")
+    found = []
+    for attention in ("eager", "sdpa"):
+        config = transformers.BertConfig(attn_implementation=attention, num_hidden_layers=2)
+        with torch.device("meta"):
+            model, ids = transformers.BertModel(config), torch.zeros(1, 16, dtype=torch.long)
+        workload = trace(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, name="bert")
+        # What feeds the first product differs: the fused function scales queries and keys before it, not the scores.
+        found.append([dataclasses.replace(layer, inputs=()) for layer in workload.layers])
+    assert found[0] == found[1]
+
+
 def test_a_residual_add_reads_both_branches():
     workload = trace(*on_meta(resnet18), name="net")
     assert nodes(workload)["layer2.0/add_0"].inputs == ("layer2.0.bn2", "layer2.0.downsample.1")

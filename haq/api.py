@@ -169,4 +169,4 @@ def _run(
 
 def _content_hash(profile: HardwareProfile) -> str:
     """16 hex digits that name every figure of a profile."""
-    return hashlib.sha256(profile.file.model_dump_json().encode()).hexdigest()[:16]
+    return hashlib.sha256(profile.model_dump_json().encode()).hexdigest()[:16]

@@ -1,0 +1,123 @@
+"""The static schedule of a workload on a target: which nodes run as one kernel, and what each kernel reads and writes.
+
+It depends on the workload and the profile only, never on an assignment: costs are then a sum over kernels and over
+pairs of layers, and a table of them is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from haq.hardware.schema import HardwareProfile
+from haq.workload import GlueOp, LayerSpec, Workload, elements
+
+
+@dataclass(frozen=True)
+class Read:
+    """One tensor that a kernel reads. source: the kernel that wrote it, by index; absent for an input of the network.
+
+    elements: per sample.
+    """
+
+    source: int | None
+    elements: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Nodes that run as one. anchor: the layer whose activation format the kernel works in (absent: fp32 glue).
+
+    head: the layer that it computes, absent for glue of its own. writes: elements per sample. last_use: index of the
+    last kernel that reads the result.
+    """
+
+    name: str
+    head: LayerSpec | None
+    anchor: str | None
+    reads: tuple[Read, ...]
+    writes: int
+    last_use: int
+
+    @property
+    def is_lookup(self) -> bool:
+        """An embedding, whose input is an index and has no format to convert."""
+        return self.head is not None and self.head.kind == "embedding"
+
+
+@dataclass
+class _Draft:
+    """A kernel while nodes are still fused into it."""
+
+    name: str
+    head: LayerSpec | None
+    anchor: str | None
+    tail: str
+    reads: list[tuple[str, int]]
+    writes: int
+
+
+def schedule(workload: Workload, profile: HardwareProfile) -> tuple[Kernel, ...]:
+    """The kernels in execution order.
+
+    A glue op of a kind that the target fuses joins the kernel of its latest producer if nothing else reads that; the
+    other operands become reads of that kernel.
+    """
+    drafts: list[_Draft] = []
+    made_by: dict[str, int] = {}
+    for node in workload.nodes:
+        sources = list(zip(node.inputs, _input_elements(node), strict=True))
+        host = _host(node, drafts, made_by, workload, profile) if isinstance(node, GlueOp) else None
+        if host is not None:
+            draft = drafts[host]
+            draft.reads += [(name, count) for name, count in sources if name != draft.tail]
+            draft.tail, draft.writes = node.name, elements(node.output_shape)
+            made_by[node.name] = host
+            continue
+        head = node if isinstance(node, LayerSpec) else None
+        anchor = head.name if head else _anchor(node.inputs, drafts, made_by)
+        drafts.append(_Draft(node.name, head, anchor, node.name, sources, elements(node.output_shape)))
+        made_by[node.name] = len(drafts) - 1
+    return _finished(drafts, made_by, workload)
+
+
+def _input_elements(node: LayerSpec | GlueOp) -> list[int]:
+    """Elements read from each producer; an operand that several nodes wrote counts for each of them."""
+    counts = [elements(shape) for shape in node.input_shapes]
+    if len(counts) == len(node.inputs):
+        return counts
+    return [max(counts, default=0)] * len(node.inputs)
+
+
+def _host(
+    node: GlueOp, drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload, profile: HardwareProfile
+) -> int | None:
+    """The kernel that the glue op runs inside, if any."""
+    candidates = [made_by[name] for name in node.inputs if name in made_by]
+    if not candidates:
+        return None
+    host = max(candidates)
+    draft = drafts[host]
+    fused = profile.fusion.layer if draft.head is not None else profile.fusion.glue
+    is_private = draft.tail in node.inputs and workload.consumers[draft.tail] == (node.name,)
+    return host if node.kind in fused and is_private and draft.tail not in workload.outputs else None
+
+
+def _anchor(inputs: tuple[str, ...], drafts: Sequence[_Draft], made_by: dict[str, int]) -> str | None:
+    return next((anchor for n in inputs if n in made_by and (anchor := drafts[made_by[n]].anchor)), None)
+
+
+def _finished(drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload) -> tuple[Kernel, ...]:
+    reads = [tuple(Read(made_by.get(name), count) for name, count in draft.reads) for draft in drafts]
+    last_use = list(range(len(drafts)))
+    for index, kernel_reads in enumerate(reads):
+        for read in kernel_reads:
+            if read.source is not None:
+                last_use[read.source] = index
+    for name in workload.outputs:
+        if name in made_by:
+            last_use[made_by[name]] = len(drafts) - 1
+    return tuple(
+        Kernel(d.name, d.head, d.anchor, r, d.writes, last)
+        for d, r, last in zip(drafts, reads, last_use, strict=True)
+    )  # fmt: skip

@@ -26,11 +26,13 @@ def echo(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table; the first `left` columns are text, the others numbers. Narrow terminals fold, files do not."""
+    """Print a title line and a table; its first `left` columns are text, the others numbers. A file gets wide lines."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
-    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    if title:
+        click.echo(title)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         shown.add_column(Text(column), justify="left" if index < left else "right", overflow="fold")
     for row in rows:

@@ -84,6 +84,22 @@ def test_levels_that_no_seed_has_are_found_and_handed_to_the_search():
     assert asked.targets[0].costs(executed)["size_bytes"] <= 700
 
 
+def test_the_smallest_latency_found_is_never_above_a_seeds():
+    # Every change between neighbours costs 1 ms, so a single group cannot leave a uniform width alone.
+    net = workload()
+    limited = target(net, Constraints(max_latency_ms=0.5, max_size_bytes=100))
+
+    def costs(executed):
+        bits = [executed.precision(name).weight.bits for name in executed]
+        switches = sum(a != b for a, b in itertools.pairwise(bits))
+        return {**limited.costs(executed), "latency_ms": (1.0 if bits[0] == 8 else 2.0) + switches}
+
+    asked = problem(net, (replace(limited, costs=costs),))
+    starts = tuple(seed.levels for seed in seeds(net, asked.space))
+    with pytest.raises(InfeasibleError, match=r"smallest found latency_ms is 1;"):
+        reachable_levels(asked, baseline_costs(asked), starts)
+
+
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=4), min_size=4, max_size=4), st.integers(0, 255))
 def test_descent_is_exact_where_groups_add_up(table, start):

@@ -31,7 +31,7 @@ def reachable_levels(
             continue
         levels = descend(problem.space, best, excess)
         if excess(levels) > 0:
-            raise InfeasibleError(_explain(problem, target, base[target.name], levels))
+            raise InfeasibleError(_explain(problem, target, base[target.name], (*starts, levels)))
         found[target.name] = levels
     return found
 
@@ -79,7 +79,7 @@ def _excess(space: SearchSpace, target: Target, base: Mapping[str, float]) -> Lo
     return loss
 
 
-def _explain(problem: Problem, target: Target, base: Mapping[str, float], closest: tuple[int, ...]) -> str:
+def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts: tuple[tuple[int, ...], ...]) -> str:
     """One line: each limit with the smallest value that can be reached alone, and what blocks more."""
     space, parts = problem.space, []
     for limit, bound in _cost_limits(target).items():
@@ -88,9 +88,9 @@ def _explain(problem: Problem, target: Target, base: Mapping[str, float], closes
         def loss(levels: tuple[int, ...], figure: str = figure) -> float:
             return _cost(target, space.assignment(levels), base)[figure]
 
-        # `descend` stops at 0, which only a latency rise can pass: shift it by the baseline, so that it never does.
+        # A latency rise may be negative, where `descend` would stop: shifted by the baseline it is a latency.
         shift = base["latency_ms"] if limit == "max_latency_rise_ms" else 0.0
-        smallest = descend(space, closest, lambda levels, f=loss, s=shift: f(levels) + s)  # type: ignore[misc]
+        smallest = descend(space, min(starts, key=loss), lambda levels, f=loss, s=shift: f(levels) + s)  # type: ignore[misc]
         word = "smallest reachable" if figure == "size_bytes" else "smallest found"
         value = loss(smallest)
         parts.append(f"{limit} {bound:.6g}: {word} {figure} is {value:.6g}")

@@ -101,7 +101,7 @@ def _connect(url: str) -> RDBStorage:
 
 
 def _create(storage: RDBStorage, name: str) -> optuna.Study:
-    directions = ["minimize"] * len(OBJECTIVES)
+    directions = [optuna.study.StudyDirection.MINIMIZE] * len(OBJECTIVES)
     return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
 
 

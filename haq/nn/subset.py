@@ -9,7 +9,7 @@ from torch import Tensor
 
 from haq.errors import InputError
 from haq.history import SEARCH
-from haq.nn.task import Batch, ClassificationTask, Inputs, Task, batch_size
+from haq.nn.task import Batch, ClassificationTask, Inputs, Task
 
 
 def cut_search_split(task: Task, samples: int) -> Task:
@@ -28,32 +28,16 @@ def cut_search_split(task: Task, samples: int) -> Task:
         return task
     # Data may be sorted by class, so the first samples would be a biased choice; every total/samples-th is not.
     chosen = torch.tensor([i * total // samples for i in range(samples)])
-    size = batch_size(batches[0].inputs)
-    labels = torch.cat([batch.labels for batch in batches])
-    inputs = _concatenate([batch.inputs for batch in batches])
-    parts = [chosen[start : start + size] for start in range(0, samples, size)]
-    cut = tuple(Batch(_take(inputs, part), labels[part]) for part in parts)
-    return replace(task, splits={**task.splits, SEARCH: cut})
-
-
-def _concatenate(parts: list[Inputs]) -> Inputs:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {name: torch.cat([_named(part)[name] for part in parts]) for name in first}
-    return tuple(torch.cat([_positional(part)[i] for part in parts]) for i in range(len(first)))
+    cut, offset = [], 0
+    for batch in batches:
+        rows = chosen[(chosen >= offset) & (chosen < offset + len(batch.labels))] - offset
+        offset += len(batch.labels)
+        if len(rows):
+            cut.append(Batch(_take(batch.inputs, rows), batch.labels[rows]))
+    return replace(task, splits={**task.splits, SEARCH: tuple(cut)})
 
 
 def _take(inputs: Inputs, rows: Tensor) -> Inputs:
     if isinstance(inputs, dict):
         return {name: tensor[rows] for name, tensor in inputs.items()}
     return tuple(tensor[rows] for tensor in inputs)
-
-
-def _named(inputs: Inputs) -> dict[str, Tensor]:
-    assert isinstance(inputs, dict), "batches of one task are alike"
-    return inputs
-
-
-def _positional(inputs: Inputs) -> tuple[Tensor, ...]:
-    assert isinstance(inputs, tuple), "batches of one task are alike"
-    return inputs

@@ -42,7 +42,7 @@ class _Bar:
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._task: TaskID = bar.add_task("loading", total=None, left="", best="")
+        self._task: TaskID = bar.add_task("loading the network and its data", total=None, left="", best="")
 
     def __call__(self, event: Event) -> None:
         from haq.search import events
@@ -52,6 +52,8 @@ class _Bar:
                 self._task, description="measuring", completed=event.done, total=event.trials,
                 left=f"{duration(event.left_s)} left", best=best_line(event.best),
             )  # fmt: skip
+        elif isinstance(event, events.BaselineMeasured):
+            self._bar.update(self._task, description="calibrating", left=f"{duration(event.estimate_s)} left")
         elif isinstance(event, events.Validated):
             self._bar.update(self._task, description="validating", completed=event.done, total=event.total, left="")
         for line in lines(event):

@@ -13,7 +13,7 @@ from haq.cli.progress import shown_progress
 from haq.cli.results import front_rows, show_front
 from haq.cli.show import echo, echo_json, json_option
 from haq.errors import InputError
-from haq.rundir import Run
+from haq.rundir import RUN_FILE, Run
 from haq.spec import load_spec
 
 
@@ -31,8 +31,13 @@ def search_command(spec: Path | None, out: Path, *, as_json: bool, **flags: Any)
     if spec is None and not (tables.get("scope") and tables.get("hardware")):
         raise InputError("say what to search, and on what", expected="SPEC.toml, or --space and --target")
     resolved = load_spec(spec, tables)
-    with shown_progress() as progress:
-        run = search_spec(resolved, out, progress)
+    try:
+        with shown_progress() as progress:
+            run = search_spec(resolved, out, progress)
+    except KeyboardInterrupt:
+        if (out / RUN_FILE).is_file():
+            click.echo(f"to go on: the same command again, or haq resume {out}", err=True)
+        raise
     _show(run, as_json=as_json)
 
 

@@ -15,6 +15,27 @@ LIMIT_OF = {
 }
 """Each limit and the figure that it bounds."""
 
+_WORDS = {
+    "drop_points": ("drop", "points", 1.0),
+    "latency_ms": ("latency", "ms", 1.0),
+    "latency_rise_ms": ("latency rise", "ms", 1.0),
+    "size_bytes": ("size", "MB", 1e-6),
+    "activation_peak_bytes": ("peak of activations", "MB", 1e-6),
+    "energy_mj": ("energy", "mJ", 1.0),
+}
+"""Figure -> what a person calls it, its unit in messages (the one that limits are given in), and the factor to it."""
+
+
+def called(figure: str) -> str:
+    """What a person calls the figure: `size` for `size_bytes`."""
+    return _WORDS[figure][0]
+
+
+def shown(figure: str, value: float) -> str:
+    """The value in the unit in which limits are given: 12.5 MB for 12,500,000 bytes."""
+    _, unit, factor = _WORDS[figure]
+    return f"{value * factor:.6g} {unit}"
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -30,7 +51,8 @@ class Violation:
         return self.value - self.bound
 
     def __str__(self) -> str:
-        return f"{LIMIT_OF[self.limit]} {self.value:.6g} exceeds {self.limit} {self.bound:.6g}"
+        figure = LIMIT_OF[self.limit]
+        return f"{called(figure)} {shown(figure, self.value)} exceeds the limit of {shown(figure, self.bound)}"
 
 
 @dataclass(frozen=True)

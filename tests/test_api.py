@@ -161,7 +161,7 @@ def test_empty_calibration_and_an_unwritable_folder_are_one_line(model: nn.Modul
 
 
 def test_impossible_limits_name_the_smallest_reachable_size(model: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(InfeasibleError, match="smallest reachable size_bytes"):
+    with pytest.raises(InfeasibleError, match="smallest reachable size is"):
         run(model, lambda m: 1.0, tmp_path / "run", deployment={"max_size_mb": 1e-5})
 
 

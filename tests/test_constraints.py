@@ -12,8 +12,8 @@ def test_a_candidate_within_every_limit_is_feasible():
 def test_every_violated_limit_is_named_with_both_numbers():
     verdict = Constraints(max_size_bytes=10e6, max_latency_ms=1.5, max_drop_points=1).judge(FIGURES)
     assert [str(v) for v in verdict.violations] == [
-        "latency_ms 2 exceeds max_latency_ms 1.5",
-        "size_bytes 1.25e+07 exceeds max_size_bytes 1e+07",
+        "latency 2 ms exceeds the limit of 1.5 ms",
+        "size 12.5 MB exceeds the limit of 10 MB",
     ]
     assert [v.excess for v in verdict.violations] == [0.5, 2.5e6]
 

@@ -76,7 +76,7 @@ def test_of_equal_figures_pick_takes_the_smaller_drop():
 
 
 def test_a_pick_that_nothing_meets_names_the_nearest_points():
-    with pytest.raises(InfeasibleError, match=r"size_bytes 25 exceeds max_size_bytes 20"):
+    with pytest.raises(InfeasibleError, match=r"size 2.5e-05 MB exceeds the limit of 2e-05 MB"):
         pick(POINTS, "t0", Constraints(max_size_bytes=20))
 
 

@@ -168,7 +168,7 @@ def test_candidates_over_a_cost_limit_are_never_measured_and_never_on_the_front(
     assert len(over) > 3  # uniform 16 and 8 at least, FP32 is known
     measured = {signature for signature, split in measure.calls if split == "search"}
     assert not measured & {r.executed.signature for r in over if r.executed.signature != run.history.baseline.signature}
-    assert all("size_bytes" in r.violations[0] for r in over)
+    assert all("exceeds the limit of 0.0009 MB" in r.violations[0] for r in over)
     assert all(p.result.costs["size_bytes"] <= 900 for p in front(run.history.candidates, "plain"))
     assert summarize(run.history).infeasible == len(over) - 1
 
@@ -177,13 +177,13 @@ def test_a_largest_drop_keeps_candidates_off_the_front_but_in_the_history(tmp_pa
     net = workload()
     run = search(tmp_path, problem(net, (target(net, Constraints(max_drop_points=1)),)))
     assert all(p.losses[2] <= 1 for p in front(run.history.candidates, "plain"))
-    assert "drop_points 2.5 exceeds max_drop_points 1" in run.history.candidates[3].on("plain").violations
+    assert "drop 2.5 points exceeds the limit of 1 points" in run.history.candidates[3].on("plain").violations
 
 
 def test_impossible_limits_end_before_the_first_measurement_and_before_any_file(tmp_path):
     net = workload()
     measure = Accuracy()
-    with pytest.raises(InfeasibleError, match="smallest reachable size_bytes is 500"):
+    with pytest.raises(InfeasibleError, match="smallest reachable size is 0.0005 MB"):
         search(tmp_path, problem(net, (target(net, Constraints(max_size_bytes=499)),), measure))
     assert measure.calls == []
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from haq.constraints import LIMIT_OF
+from haq.constraints import LIMIT_OF, called, shown
 from haq.errors import InfeasibleError, InputError
 from haq.precision import BIT_WIDTHS, Assignment
 from haq.search.problem import Problem, Target, figures
@@ -93,7 +93,8 @@ def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts
         smallest = descend(space, min(starts, key=loss), lambda levels, f=loss, s=shift: f(levels) + s)  # type: ignore[misc]
         word = "smallest reachable" if figure == "size_bytes" else "smallest found"
         value = loss(smallest)
-        parts.append(f"{limit} {bound:.6g}: {word} {figure} is {value:.6g}")
+        name = called(figure)
+        parts.append(f"{name} limit {shown(figure, bound)}: {word} {name} is {shown(figure, value)}")
         if value > bound:
             parts.extend(_blockers(problem, target, base, smallest, figure))
     if len(_cost_limits(target)) > 1:
@@ -109,12 +110,12 @@ def _blockers(
     now = _cost(target, assignment, base)[figure]
     gains: list[tuple[float, str]] = []
     for group in problem.space.groups:
-        for bits in (b for b in BIT_WIDTHS if b not in group.bits):
-            freed = Assignment.of({**assignment, **dict.fromkeys(group.layers, bits)})
-            gain = now - _cost(target, freed, base)[figure]
-            if gain > 0:
-                gains.append((gain, f"{group.name} is limited to {'/'.join(map(str, group.bits))} bits"
-                                    f" ({bits} would save {gain:.6g})"))  # fmt: skip
+        freed = {b: Assignment.of({**assignment, **dict.fromkeys(group.layers, b)}) for b in BIT_WIDTHS}
+        saved = {b: now - _cost(target, freed[b], base)[figure] for b in BIT_WIDTHS if b not in group.bits}
+        bits = max(saved, key=lambda b: saved[b], default=group.bits[0])
+        if saved.get(bits, 0.0) > 0:
+            allowed, gain = "/".join(map(str, group.bits)), shown(figure, saved[bits])
+            gains.append((saved[bits], f"{group.name} is limited to {allowed} bits ({bits} would save {gain})"))
     parts = [text for _, text in sorted(gains, reverse=True)[:3]]
     narrowest = problem.space.assignment(problem.space.uniform(4))
     reasons = Counter(f"{f.requested} runs as {f.executed} ({f.reason})" for f in target.legalize(narrowest)[1])

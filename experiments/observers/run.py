@@ -38,7 +38,6 @@ COLUMNS += ["drop_low", "drop_high", "agreement", "kl_nats", "seconds"]
 
 
 def main(spaces: list[str]) -> None:
-    torch.set_num_threads(2)
     kept = [row for row in _read() if row["space"] not in spaces]
     rows = kept + [row for space in spaces for row in measure(space)]
     with RESULTS.open("w", newline="") as file:

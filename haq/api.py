@@ -24,9 +24,9 @@ from haq.tracecache import workload_of
 if TYPE_CHECKING:  # names for annotations only; at run time they would load torch
     from torch import nn
 
+    from haq.engine.events import Progress
     from haq.nn.bundle import Bundle
     from haq.nn.task import Inputs, Task
-    from haq.search.events import Progress
 
 
 def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1) -> Estimate:
@@ -101,8 +101,8 @@ def search(
     spec: further sections of the search spec, such as `{"accuracy": {"max_drop_points": 1}, "search": {"trials": 32}}`.
     The model itself stays as it is.
     """
+    from haq.engine.events import silent
     from haq.nn.prepare import bundle_in_memory
-    from haq.search.events import silent
 
     bundle = bundle_in_memory(model, calibration, evaluate, validate)
     sections = {name: dict(table) for name, table in (spec or {}).items()}
@@ -132,11 +132,11 @@ def _run(
     progress: Progress,
 ) -> Run:
     """Put the problem together and search. shape: the space's rules and groups."""
+    from haq.engine.loop import run_search
+    from haq.engine.problem import Problem, SearchOptions
+    from haq.engine.targets import profile_target
     from haq.nn.prepare import prepare
     from haq.report.files import write_report
-    from haq.search.loop import run_search
-    from haq.search.problem import Problem, SearchOptions
-    from haq.search.targets import profile_target
 
     accuracy, hardware, how = spec.accuracy, spec.hardware, spec.search
     profiles = {name: load_profile(name) for name in hardware.targets}

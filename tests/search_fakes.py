@@ -6,8 +6,8 @@ import numpy as np
 
 from haq.candidate import Fallback
 from haq.constraints import Constraints
+from haq.engine.problem import Problem, Target
 from haq.precision import Assignment, Precision
-from haq.search.problem import Problem, Target
 from haq.space import build_space
 from haq.workload import GlueOp, LayerSpec, WeightSpec, Workload
 

@@ -16,7 +16,7 @@ HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly"}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
     "export": {"torch"},
-    "search": {"optuna"},
+    "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
@@ -28,7 +28,7 @@ LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache"},
-    {"search", "nn", "history", "front", "configfile", "rundir", "outputs"},
+    {"engine", "nn", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing"},
     {"api"},
     {"cli"},
@@ -107,8 +107,8 @@ def test_imports_point_down_the_layers(path: Path) -> None:
 def test_the_search_does_not_know_torch_and_the_torch_side_does_not_know_the_search() -> None:
     for module, path in MODULES.items():
         found = {part(name) for name in imports(path, top_level_only=False) if name.startswith("haq.")}
-        assert not (part(module) == "search" and "nn" in found), module
-        assert not (part(module) == "nn" and "search" in found), module
+        assert not (part(module) == "engine" and "nn" in found), module
+        assert not (part(module) == "nn" and "engine" in found), module
 
 
 def test_no_import_cycles() -> None:
@@ -124,4 +124,4 @@ def test_glue_and_command_line_load_the_torch_side_only_when_it_is_used() -> Non
     for module, path in MODULES.items():
         if module in GLUE or part(module) == "cli":
             found = {part(name) for name in imports(path, top_level_only=True) if name.startswith("haq.")}
-            assert not found & {"nn", "search", "report"}, module
+            assert not found & {"nn", "engine", "report"}, module

@@ -8,10 +8,10 @@ import pytest
 from search_fakes import problem, target, workload
 
 from haq.constraints import Constraints
+from haq.engine.loop import run_search
+from haq.engine.problem import SearchOptions
 from haq.errors import InputError
 from haq.rundir import read_run
-from haq.search.loop import run_search
-from haq.search.problem import SearchOptions
 
 OPTIONS = SearchOptions(trials=6)
 

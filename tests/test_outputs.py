@@ -8,12 +8,12 @@ import pytest
 from search_fakes import SampleScores, problem, target, workload
 
 from haq.configfile import executed_assignment, read_config, write_config
+from haq.engine.loop import run_search
+from haq.engine.problem import SearchOptions
 from haq.errors import InputError
 from haq.front import front
 from haq.outputs import COLUMNS, fronts, write_outputs
 from haq.rundir import read_run
-from haq.search.loop import run_search
-from haq.search.problem import SearchOptions
 
 
 @pytest.fixture(scope="module")

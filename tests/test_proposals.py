@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_fakes import workload
 
-from haq.search.proposals import replace_repeat
+from haq.engine.proposals import replace_repeat
 from haq.space import build_space
 
 SPACE = build_space(workload())

@@ -9,15 +9,15 @@ import pytest
 from search_fakes import Accuracy, SampleScores, problem, target, workload
 
 from haq.constraints import Constraints
+from haq.engine.events import BaselineMeasured, CandidateDone, Finished, Started, Validated
+from haq.engine.loop import run_search
+from haq.engine.problem import SearchOptions
+from haq.engine.samplers import SAMPLERS
 from haq.errors import InfeasibleError, InputError
 from haq.front import front
 from haq.history import summarize
 from haq.pareto import hypervolume, non_dominated
 from haq.rundir import HISTORY_FILE, read_run
-from haq.search.events import BaselineMeasured, CandidateDone, Finished, Started, Validated
-from haq.search.loop import run_search
-from haq.search.problem import SearchOptions
-from haq.search.samplers import SAMPLERS
 from haq.space import Rule, build_space
 
 FAST = SearchOptions(trials=25, storage="none")
@@ -183,7 +183,7 @@ def test_a_largest_drop_keeps_candidates_off_the_front_but_in_the_history(tmp_pa
 def test_impossible_limits_end_before_the_first_measurement_and_before_any_file(tmp_path):
     net = workload()
     measure = Accuracy()
-    with pytest.raises(InfeasibleError, match="smallest reachable size is 0.0005 MB"):
+    with pytest.raises(InfeasibleError, match=r"smallest reachable size is 0\.0005 MB"):
         search(tmp_path, problem(net, (target(net, Constraints(max_size_bytes=499)),), measure))
     assert measure.calls == []
     assert not (tmp_path / "run").exists()

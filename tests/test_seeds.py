@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_fakes import workload
 
+from haq.engine.seeds import seeds
 from haq.precision import Assignment
-from haq.search.seeds import seeds
 from haq.space import Rule, build_space
 from haq.workload import LayerSpec, Workload
 

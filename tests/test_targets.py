@@ -3,11 +3,11 @@
 from search_fakes import workload
 
 from haq.constraints import Constraints
+from haq.engine.targets import profile_target
 from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
 from haq.precision import Assignment
-from haq.search.targets import profile_target
 
 
 def test_a_profile_executes_and_costs_what_the_hardware_package_says():

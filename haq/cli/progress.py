@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from haq.front import Point
 
 if TYPE_CHECKING:  # the search loads Optuna; its events are only looked at once it runs
-    from haq.search.events import Event
+    from haq.engine.events import Event
 
 LOG_EVERY_S = 10.0
 """How often a log gets a line while candidates are measured."""
@@ -45,7 +45,7 @@ class _Bar:
         self._task: TaskID = bar.add_task("loading the network and its data", total=None, left="", best="")
 
     def __call__(self, event: Event) -> None:
-        from haq.search import events
+        from haq.engine import events
 
         if isinstance(event, events.CandidateDone):
             self._bar.update(
@@ -67,7 +67,7 @@ class _Log:
         self._last_s = -LOG_EVERY_S
 
     def __call__(self, event: Event) -> None:
-        from haq.search import events
+        from haq.engine import events
 
         if isinstance(event, events.CandidateDone):
             now = time.monotonic()
@@ -82,7 +82,7 @@ class _Log:
 
 def lines(event: Event) -> list[str]:
     """What an event is worth saying once, in a terminal and in a log alike."""
-    from haq.search import events
+    from haq.engine import events
 
     if isinstance(event, events.Started):
         size = f"{event.space_size:.3g} assignments of {event.groups} free groups"

@@ -12,8 +12,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from haq.candidate import Candidate
+from haq.engine.study import OBJECTIVES, Lesson, finished_trial
 from haq.errors import InputError
-from haq.search.study import OBJECTIVES, Lesson, finished_trial
 from haq.space import SearchSpace
 
 STORAGE_FILE = "study.db"

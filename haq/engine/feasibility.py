@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from haq.constraints import LIMIT_OF, called, shown
+from haq.engine.problem import Problem, Target, figures
 from haq.errors import InfeasibleError, InputError
 from haq.precision import BIT_WIDTHS, Assignment
-from haq.search.problem import Problem, Target, figures
 from haq.space import SearchSpace
 
 Loss = Callable[[tuple[int, ...]], float]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from haq.candidate import Fallback
 from haq.constraints import Constraints
+from haq.engine.problem import NO_LIMITS, Target
 from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile
 from haq.precision import Assignment
-from haq.search.problem import NO_LIMITS, Target
 from haq.workload import Workload
 
 

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from haq.engine.events import BaselineMeasured, CandidateDone, Finished, Notice, Progress, Started, Validated, silent
+from haq.engine.feasibility import reachable_levels
+from haq.engine.mirror import Mirror, storage_url
+from haq.engine.problem import Problem, SearchOptions, baseline_costs
+from haq.engine.samplers import SAMPLERS
+from haq.engine.seeds import Seed, seeds
+from haq.engine.session import Session
+from haq.engine.study import quiet_optuna
 from haq.errors import lookup
 from haq.history import summarize
 from haq.outputs import write_outputs
 from haq.rundir import OpenRun, RunRequest, identity, open_run
-from haq.search.events import BaselineMeasured, CandidateDone, Finished, Notice, Progress, Started, Validated, silent
-from haq.search.feasibility import reachable_levels
-from haq.search.mirror import Mirror, storage_url
-from haq.search.problem import Problem, SearchOptions, baseline_costs
-from haq.search.samplers import SAMPLERS
-from haq.search.seeds import Seed, seeds
-from haq.search.session import Session
-from haq.search.study import quiet_optuna
 
 STALLED = 200
 """Candidates in a row without a new measurement, after which a search gives up."""

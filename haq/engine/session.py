@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping
 from haq.accuracy import Measurement, compare
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import LIMIT_OF
+from haq.engine.problem import Problem, SearchOptions, Target, figures, price, sentences, unquantized
+from haq.engine.proposals import Levels, Proposal, replace_repeat
+from haq.engine.samplers import trial_seed
+from haq.engine.seeds import Seed
+from haq.engine.study import Lesson, TargetStudy
 from haq.front import Point, front
 from haq.history import SEARCH, VALIDATION, Baseline, History
 from haq.precision import Assignment
 from haq.rundir import OpenRun
-from haq.search.problem import Problem, SearchOptions, Target, figures, price, sentences, unquantized
-from haq.search.proposals import Levels, Proposal, replace_repeat
-from haq.search.samplers import trial_seed
-from haq.search.seeds import Seed
-from haq.search.study import Lesson, TargetStudy
 
 DROP_SCALE_POINTS = 1.0
 """Excess drop counts per point, the excess of other limits as a fraction of the limit."""

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from haq.search.samplers import POPULATION, REPLAYED, SAMPLERS, KnownSpace
+from haq.engine.samplers import POPULATION, REPLAYED, SAMPLERS, KnownSpace
 from haq.space import SearchSpace
 
 OBJECTIVES = ("size_bytes", "latency_ms", "drop_points")

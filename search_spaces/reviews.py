@@ -84,7 +84,10 @@ def user_task(space: SpaceFile, data: Path, weights: Path | None) -> Classificat
 
 
 def trained_weights(space: SpaceFile, model: nn.Module) -> Mapping[str, Tensor]:
-    """The fine-tuned state dict: 86.1 % on validation (1,323 of 1,536); about 3 minutes of training on two cores."""
+    """The fine-tuned state dict: 86.1 % on validation (1,323 of 1,536); about 370 s of processor time on two threads.
+
+    A logistic regression on frozen features reaches 77.9 % there.
+    """
     assert isinstance(model, BertClassifier), type(model).__name__
     reviews = load_reviews(longest(space))
     pretrained = pretrained_encoder()

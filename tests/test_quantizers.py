@@ -170,3 +170,15 @@ def test_storage_only_rounds_the_dequantized_weight_to_the_activation_format() -
 def test_numbers_that_are_not_finite_are_named_with_their_place() -> None:
     with pytest.raises(InputError, match=r"conv1\.weight.*nan"):
         check_finite(torch.tensor([1.0, float("nan")]), "conv1.weight")
+
+
+@pytest.mark.parametrize("shape", [(2**18,), (3, 2**18 + 5), (2, 3, 300, 301)])
+def test_rounding_large_tensors_block_by_block_changes_nothing(shape: tuple[int, ...]) -> None:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    quantizer = activation_quantizer(-2.0, 3.0)
+    whole = quantizer(x)
+    before = x.clone()
+    with torch.inference_mode():
+        assert torch.equal(quantizer(x), whole)
+        assert torch.equal(quantizer(x.transpose(0, -1)), whole.transpose(0, -1))
+    assert torch.equal(x, before)

@@ -253,6 +253,14 @@ def test_an_assignment_that_does_not_fit_the_model_is_an_error() -> None:
         apply(model, workload, Assignment.uniform(["0", "2", "4", "7"], Precision.parse("int8")), calibration)
 
 
+def test_another_models_calibration_is_an_error() -> None:
+    x = seeded(2, 3, 8, 8)
+    _, calibration = prepared(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), x)
+    model = small_network()
+    with pytest.raises(InputError, match=r"of another model.*no ranges for 2, 4"):
+        Simulator(model, workload_of(model), calibration)
+
+
 def test_parametrized_and_infinite_weights_are_errors() -> None:
     model, x = small_network(), seeded(2, 3, 8, 8)
     workload, calibration = prepared(model, x)

@@ -38,6 +38,16 @@ class Simulator:
     """
 
     def __init__(self, model: nn.Module, workload: Workload, calibration: Calibration) -> None:
+        """Raises InputError if the calibration is of another model."""
+        seen = {layer for layer, _ in calibration.operands}
+        missing = [layer.name for layer in workload.layers if layer.kind != "embedding" and layer.name not in seen]
+        if missing:
+            raise InputError(
+                "the calibration is of another model",
+                where=workload.name,
+                got=f"no ranges for {', '.join(missing[:5])}",
+                way_out="calibrate with this model and workload",
+            )
         self._model, self._workload, self._calibration = model, workload, calibration
         self._weights = WeightCache(calibration.weight_observer)
 
@@ -91,20 +101,27 @@ class _Rounding:
         weights: WeightCache,
         swapped: frozenset[str],
     ) -> None:
-        self._precisions, self._calibration, self._weights, self._swapped = precisions, calibration, weights, swapped
+        self._precisions, self._weights, self._swapped = precisions, weights, swapped
+        self._arithmetic = {name: arithmetic(precision) for name, precision in precisions.items()}
+        self._quantizers = {
+            (name, index): calibration.quantizer(name, index, precisions[name].activation)
+            for name, index in calibration.operands
+            if precisions[name].activation.is_integer
+        }
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        fmt = self._precisions[layer].activation
-        return self._calibration.quantizer(layer, index, fmt)(x) if fmt.is_integer else cast(x, fmt)
+        if self._precisions[layer].activation.is_integer:
+            return self._quantizers[layer, index](x)
+        return cast(x, self._precisions[layer].activation)
 
     def output(self, layer: str, y: Tensor) -> Tensor:
-        return cast(y, arithmetic(self._precisions[layer]))
+        return cast(y, self._arithmetic[layer])
 
     def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
         if layer.split("@")[0] in self._swapped:
             return x
         if channel_axis is None:
-            return cast(x, arithmetic(self._precisions[layer]))
+            return cast(x, self._arithmetic[layer])
         return self._weights.executed(layer, x, channel_axis, self._precisions[layer])
 
 

@@ -79,6 +79,8 @@ def mse(histograms: Histograms, levels: int) -> Ranges:
 
 OBSERVERS: Mapping[str, Observer] = {"minmax": minmax, "percentile": percentile, "mse": mse}
 DEFAULT_OBSERVER = "mse"
+"""The least divergence from FP32 on three of four networks with int8 activations, on all four with int4:
+experiments/observers."""
 
 
 def _best(histograms: Histograms, levels: int, shares: FloatArray, other: FloatArray, *, ends: str) -> FloatArray:
@@ -138,3 +140,4 @@ def _best_weight_share(rows: Tensor, largest: Tensor, shares: Tensor, fmt: Forma
 
 WEIGHT_OBSERVERS: Mapping[str, WeightObserver] = {"minmax": weight_minmax, "mse": weight_mse}
 DEFAULT_WEIGHT_OBSERVER = "mse"
+"""At 4 bits 2.6 to 6 times less divergence than min-max on every network: experiments/observers."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import haq
 from haq.api import search
 from haq.cli import main
 from haq.errors import InfeasibleError, InputError
@@ -81,6 +82,15 @@ def test_a_model_in_memory_gets_a_front_and_every_file_and_stays_as_it_was(
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert {p.stem for p in (tmp_path / "run" / "configs").glob("*.json")} == {p.result.config_id for p in points}
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items())
+
+
+def test_search_is_still_a_function_after_its_first_call(model: nn.Module, tmp_path: Path) -> None:
+    two = {"search": {"trials": 2}}
+    for name in ("first", "second"):
+        run = haq.search(
+            model, calibration=[(INPUTS,)], evaluate=lambda m: 1.0, target="a100", spec=two, out=tmp_path / name
+        )
+        assert run.history.candidates
 
 
 def test_one_number_works_too_and_claims_no_interval(model: nn.Module, labels: Tensor, tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# One thread each: two test processes with two torch threads each would fight over two cores.
 check: $(VENV)/.test
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS)
 
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --wheel --no-isolation

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from haq.cli import estimate, listing, results, run
+from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
 INTERRUPTED = 130
@@ -32,9 +33,8 @@ for _command in (*listing.COMMANDS, *estimate.COMMANDS, *run.COMMANDS, *results.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (the console script hands it to sys.exit)."""
-    # Set before torch loads. OpenMP threads that spin while they wait make a measurement 30 times slower as soon as
-    # another process wants a core (0.5 s became 15 s here); asleep they cost a third on an idle machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_waiting_threads_sleep()
+    keep_freed_memory()
     try:
         cli.main(args=None if arguments is None else list(arguments), prog_name="haq", standalone_mode=False)
     except HaqError as error:

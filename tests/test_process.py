@@ -5,6 +5,6 @@ import sys
 
 
 def test_the_c_library_takes_the_setting_or_is_not_glibc() -> None:
-    code = "from haq.nn.allocator import keep_freed_memory; print(keep_freed_memory()); bytearray(2**26)"
+    code = "from haq.cli.process import keep_freed_memory; print(keep_freed_memory()); bytearray(2**26)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() in ("True", "False")

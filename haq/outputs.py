@@ -31,7 +31,8 @@ COLUMNS = (
 )
 """Accuracy columns are measured on the search split, `validation_` ones on the held-out split; costs are modelled.
 
-drop_points, drop_low, drop_high: points under FP32. Change is against FP32 on the same target. Unknown is empty.
+drop_points, drop_low, drop_high: points under FP32. Change is against FP32: as the same
+target runs it, but for the size, which is against four bytes a parameter. Unknown is empty.
 """
 
 

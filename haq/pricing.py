@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from haq.errors import InputError, nearest
 from haq.hardware.cost import CostBreakdown, estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile, load_profile
+from haq.hardware.size import fp32_size_bytes
 from haq.precision import BIT_WIDTHS, Assignment
 from haq.workload import Workload
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The modelled cost of an assignment; baseline: of the legalized FP32 model on the same target."""
+    """The modelled cost of an assignment.
+
+    baseline: of FP32 as the same target runs it, but its size as stored in FP32.
+    """
 
     workload: Workload
     profile: HardwareProfile
@@ -84,7 +88,7 @@ def price(workload: Workload, target: str, choice: int | Assignment | Path, *, b
         legal.executed,
         legal.fallbacks,
         estimate(workload, legal.executed, profile, batch=batch),
-        estimate(workload, fp32.executed, profile, batch=batch),
+        replace(estimate(workload, fp32.executed, profile, batch=batch), size_bytes=fp32_size_bytes(workload)),
     )
 
 

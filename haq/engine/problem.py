@@ -11,6 +11,7 @@ import numpy as np
 from haq.accuracy import Scores
 from haq.candidate import Fallback, TargetResult
 from haq.constraints import Constraints, Verdict
+from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
 from haq.precision import FORMATS, Assignment, Precision
 from haq.space import SearchSpace
@@ -84,9 +85,13 @@ def unquantized(workload: Workload) -> Assignment:
 
 
 def baseline_costs(problem: Problem) -> dict[str, Mapping[str, float]]:
-    """Target -> figures of the FP32 model as legalized there."""
+    """Target -> what costs are compared with: the FP32 model as legalized there, but its size as stored in FP32.
+
+    A phone that runs FP32 as fp16 must not make a model half as large look like no gain.
+    """
     fp32 = Assignment.uniform(problem.workload.layer_names, 32)
-    return {target.name: target.costs(target.legalize(fp32)[0]) for target in problem.targets}
+    size = {"size_bytes": fp32_size_bytes(problem.workload)}
+    return {target.name: {**target.costs(target.legalize(fp32)[0]), **size} for target in problem.targets}
 
 
 def price(target: Target, requested: Assignment, base: Mapping[str, float]) -> TargetResult:

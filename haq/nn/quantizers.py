@@ -75,7 +75,7 @@ class ActivationQuantizer:
             return torch.round(x * self._inverse).clamp_(low, high).mul_(self.scale)
         # Block by block the four passes run in the processor's cache: 1.7 times as fast on 20 million numbers.
         rounded = torch.empty_like(x)
-        for part, out in zip(x.view(-1).split(BLOCK), rounded.view(-1).split(BLOCK), strict=True):
+        for part, out in zip(torch.split(x.view(-1), BLOCK), torch.split(rounded.view(-1), BLOCK), strict=True):
             torch.mul(part, self._inverse, out=out).round_().clamp_(low, high).mul_(self.scale)
         return rounded
 

@@ -19,9 +19,9 @@ _HOME = {
     "estimate": "haq.api",
     "load_profile": "haq.hardware.profile",
     "load_space": "haq.spacefile",
-    "open_run": "haq.rundir",
+    "read_run": "haq.rundir",
     "search": "haq.api",
-    "trace": "haq.api",
+    "trace": "haq.nn.trace",
 }
 """Public name -> the module that it lives in."""
 

@@ -142,6 +142,7 @@ class Workload:
     nodes: layers and glue in execution order, so that every producer precedes its consumers.
     inputs: name -> shape of the network's inputs; `outputs`: the nodes whose results leave the network.
     unquantized_parameters: elements that belong to no layer's weight or bias (norms, positions, class tokens).
+    constant_products: products that do not depend on an input (rotary angles, say): a compiler folds them.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Workload:
     outputs: tuple[str, ...]
     unquantized_parameters: int = 0
     unsupported: tuple[Unsupported, ...] = ()
+    constant_products: tuple[str, ...] = ()
 
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -197,6 +199,7 @@ class Workload:
             outputs=tuple(raw["outputs"]),
             unquantized_parameters=raw["unquantized_parameters"],
             unsupported=tuple(Unsupported(**u) for u in raw["unsupported"]),
+            constant_products=tuple(raw["constant_products"]),
         )
 
 

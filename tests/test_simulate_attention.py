@@ -316,3 +316,31 @@ def test_hugging_face_bert_takes_every_precision_on_every_layer() -> None:
         assert torch.allclose(y, exact, atol=0.15), text
     # The classifier is the last op: its output is in its activation format.
     assert torch.equal(outputs["fp16"], cast(outputs["fp16"], FORMATS["fp16"]))
+
+
+class Rotary(nn.Module):
+    """Attention whose angles are a product of two constants, as rotary position embeddings compute them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.register_buffer("frequencies", torch.linspace(0.1, 1, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = (self.get_buffer("frequencies")[:, None] @ torch.arange(float(x.shape[1]))[None]).T
+        query, key = self.query(x) * angles.cos(), self.key(x) * angles.cos()
+        result: Tensor = (query @ key.transpose(1, 2)).softmax(-1) @ x
+        return result
+
+
+def test_a_product_of_constants_is_no_layer_and_stays_as_it_is() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Rotary().eval(), torch.randn(8, 5, 16)
+    workload = trace(model, (x,), name="rotary")
+    assert workload.constant_products == ("matmul_0",)
+    assert [layer.name for layer in workload.layers] == ["query", "key", "matmul_1", "matmul_2"]
+    calibration = calibrate(model, workload, [(x,)])
+    int8 = Assignment.uniform(workload.layer_names, Precision.parse("int8/int8"))
+    error = (apply(model, workload, int8, calibration)(x) - model(x)).abs().max()
+    assert 0 < error < 0.05

@@ -102,7 +102,7 @@ class _WatchedForward:
     def __init__(self, model: nn.Module, workload: Workload, probe: Probe, layers: frozenset[str]) -> None:
         functools.update_wrapper(self, model.forward)
         self._model, self._forward, self._probe, self._layers = model, model.forward, probe, layers
-        self._known = frozenset(workload.layer_names)
+        self._known = frozenset(workload.layer_names) | frozenset(workload.constant_products)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _as_traced(), running(self._model) as sites, _Ops(sites, self._probe, self._known, self._layers):

@@ -66,6 +66,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: dict[str, LayerSpec | GlueOp] = {}
         self._outputs: dict[int, _Output] = {}
         self._unsupported: list[Unsupported] = []
+        self._constant_products: list[str] = []
         self._modules: dict[str, str] = {}
         self._normalized: dict[str, str] = {}
 
@@ -119,7 +120,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if op in CONSTANT_OPS:
             return
         if not any(self._depends(t) for t in tensors):
-            self._sites.site(op, args)  # the simulator, which cannot tell, counts it too
+            site = self._sites.site(op, args)
+            if site is not None:
+                self._constant_products.append(site.name)
             return
         read = {storage_key(t) for t in tensors}
         fresh = [t for t in tree_leaves(result) if isinstance(t, Tensor) and (mutable or storage_key(t) not in read)]
@@ -248,7 +251,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         renamed = tuple(replace(n, name=short.get(n.name, n.name), inputs=named(n.inputs)) for n in nodes)
         unsupported = tuple(self._unsupported)
         return Record(
-            Workload(name, self._inputs, renamed, named(ends), unquantized(self._model, nodes), unsupported),
+            Workload(
+                name,
+                self._inputs,
+                renamed,
+                named(ends),
+                unquantized(self._model, nodes),
+                unsupported,
+                tuple(self._constant_products),
+            ),
             {short.get(n.name, n.name): self._modules[n.name] for n in nodes},
             {short.get(norm, norm): layer for norm, layer in self._normalized.items()},
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,19 @@ def test_the_same_ingredients_are_made_once() -> None:
     assert len(calls) == 1
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_of_two_at_once_one_makes_them_and_the_other_waits() -> None:
+    calls, make = counting()
+
+    def slow() -> dict[str, Tensor]:
+        time.sleep(0.3)
+        return make()
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: cached_weights("net", {"seed": "0"}, slow), range(2)))
+    assert len(calls) == 1
+    assert torch.equal(both[0]["w"], both[1]["w"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/fronts")
 GOALS = ((75.0, 1.0), (84.0, 1.2))
 """(at least so many percent smaller than FP32, at most so many points lost), asked of the search split."""
-KEPT = ("run.json", "front.csv", "front.png", "brief.txt", "history.jsonl")
+KEPT = ("run.json", "front.csv", "front.png", "brief.txt")
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from filelock import FileLock  # comes with torch
 from torch import Tensor
 
 from haq import diskcache
@@ -30,13 +31,19 @@ def cache_path(name: str, made_of: Mapping[str, str]) -> Path:
 def cached_weights(name: str, made_of: Mapping[str, str], make: Callable[[], Mapping[str, Tensor]]) -> StateDict:
     """The weights from the cache, or out of `make`, which are then kept.
 
-    A file whose content does not match the hash written in it is made again. A folder that cannot be written costs
-    only the time to make the weights the next time.
+    A file whose content does not match the hash written in it is made again. Of several processes one makes them, the
+    others wait for it. A folder that cannot be written costs only the time to make the weights the next time.
     """
     path = cache_path(name, made_of)
     found = _read(path)
     if found is not None:
         return found
+    with _alone(path):
+        found = _read(path)
+        return found if found is not None else _made(name, path, make)
+
+
+def _made(name: str, path: Path, make: Callable[[], Mapping[str, Tensor]]) -> StateDict:
     log.info("%s: no weights in the cache, making them", name)
     state = {key: value.detach().clone() for key, value in make().items()}
     try:
@@ -44,6 +51,22 @@ def cached_weights(name: str, made_of: Mapping[str, str], make: Callable[[], Map
     except OSError as error:
         log.warning("%s: weights are not kept: %s", name, error)
     return state
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the file's lock; where none can be written there is nothing to wait for either."""
+    lock = FileLock(cache_dir() / "locks" / f"{path.stem}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(path: Path) -> StateDict | None:

@@ -12,7 +12,7 @@ DEMO_TRIALS ?= 64
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check wheel clean
+.PHONY: help demo test lint types check core wheel clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -50,9 +50,15 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# One thread each: two test processes with two torch threads each would fight over two cores.
+# One thread each, and sleeping ones: two test processes with two spinning threads each would fight over two cores.
 check: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest $(PYTEST_FLAGS)
+
+# make core: the tests of the core, which load no torch.
+CORE := accuracy candidate constraints cost errors front history layering legalize pareto precision profile rundir \
+	size space spec validation workload
+core: $(VENV)/.test
+	$(BIN)/pytest $(CORE:%=tests/test_%.py)
 
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --wheel --no-isolation

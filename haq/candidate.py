@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from haq.accuracy import Measurement
@@ -93,9 +93,6 @@ class Candidate:
     def on(self, target: str) -> TargetResult:
         """The result on one target."""
         return next(r for r in self.results if r.target == target)
-
-    def with_results(self, results: tuple[TargetResult, ...]) -> Candidate:
-        return replace(self, results=results)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -55,12 +55,21 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A config file's content; raises InputError when it is absent, no JSON or another schema."""
+    return checked_config(read_json(path, f"a {SCHEMA} file"), path)
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The JSON in a file; raises InputError when it is absent, or no JSON where `expected` should be."""
     try:
-        raw = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except OSError as error:
         raise InputError("cannot read the config", where=str(path), got=error.strerror, expected="a file") from None
     except ValueError:
-        raise InputError("config is not JSON", where=str(path), expected=f"a {SCHEMA} file") from None
+        raise InputError("config is not JSON", where=str(path), expected=expected) from None
+
+
+def checked_config(raw: Any, path: Path) -> dict[str, Any]:
+    """`raw`, read from `path`, if it is a config of this schema; raises InputError otherwise."""
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         got = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise InputError("not a haq config", where=str(path), got=got, expected=SCHEMA)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from haq.candidate import Fallback
-from haq.configfile import SCHEMA, executed_assignment, read_config
+from haq.configfile import SCHEMA, checked_config, executed_assignment, read_json
 from haq.errors import InputError, nearest
 from haq.hardware.cost import CostBreakdown, estimate
 from haq.hardware.legalize import legalize
@@ -94,9 +93,12 @@ def price(workload: Workload, target: str, choice: int | Assignment | Path, *, b
 
 def read_assignment(path: Path, workload: Workload) -> Assignment:
     """The assignment of a haq.config/v1 file or of plain JSON `{layer: bits or "int4/int8"}`, checked to fit."""
-    raw = _read_json(path)
+    expected = f"{SCHEMA} or {{layer: bits}}"
+    raw = read_json(path, expected)
+    if not isinstance(raw, dict):
+        raise InputError("not a config", where=str(path), got=type(raw).__name__, expected=expected)
     if "schema" in raw:
-        chosen: dict[str, Any] = dict(executed_assignment(read_config(path)))
+        chosen: dict[str, Any] = dict(executed_assignment(checked_config(raw, path)))
     else:
         chosen = dict(raw)
         for layer, bits in chosen.items():
@@ -119,16 +121,3 @@ def read_assignment(path: Path, workload: Workload) -> Assignment:
             expected=f"every layer, also {missing[0]!r}",
         )  # fmt: skip
     return Assignment.of({layer: chosen[layer] for layer in names})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError("cannot read the config", where=str(path), got=error.strerror, expected="a file") from None
-    except ValueError:
-        raise InputError("config is not JSON", where=str(path), expected=f"{SCHEMA} or {{layer: bits}}") from None
-    if not isinstance(raw, dict):
-        expected = f"{SCHEMA} or {{layer: bits}}"
-        raise InputError("not a config", where=str(path), got=type(raw).__name__, expected=expected)
-    return raw

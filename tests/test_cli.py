@@ -177,7 +177,8 @@ for arguments in (["--help"], ["targets"], ["spaces"], ["doctor"], ["cache"], ["
 loaded = {"torch", "optuna", "matplotlib", "transformers", "pandas"} & set(sys.modules)
 assert not loaded, loaded
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_second_estimate_of_a_shipped_space_imports_no_torch(tmp_path: Path) -> None:

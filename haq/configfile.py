@@ -11,6 +11,7 @@ from haq.accuracy import Measurement
 from haq.errors import InputError
 from haq.front import Point
 from haq.precision import Assignment
+from haq.rundir import write_atomically
 
 SCHEMA = "haq.config/v1"
 
@@ -46,7 +47,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write a config where it did not exist or is replaced whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        write_atomically(path, json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise InputError(
             "cannot write the config", where=str(path), got=error.strerror, expected="a writable path"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from haq.accuracy import Measurement
-from haq.configfile import config_json
+from haq.configfile import config_json, write_config
 from haq.front import Point, front
 from haq.history import History
 from haq.rundir import CONFIG_FOLDER, FRONT_FILE, Run, write_atomically
@@ -76,7 +75,7 @@ def write_outputs(run: Run) -> None:
             table.writerow(front_row(point, run.history, run.info["targets"][target]["batch"]))
             validation = run.history.validation(point.result.executed.signature)
             path = folder / f"{point.result.config_id}.json"
-            write_atomically(path, json.dumps(config_json(point, run.info, validation), indent=2) + "\n")
+            write_config(path, config_json(point, run.info, validation))
             written.add(path)
     for old in set(folder.glob("*.json")) - written:
         old.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 # The statistics that torchvision's ImageNet weights were trained with.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CENTRE = (0.5, 0.5, 0.5)
 RESIZE_OVER_CROP = 256 / 224
 SPLIT_SEED = 0
 MOST_CALIBRATION = 256
@@ -35,7 +36,8 @@ class ImageFolderTask:
     """Images of a trained classifier's classes; class folders sorted by name are the classes 0, 1, 2, ...
 
     (ImageNet's folders n01440764, n01443537, ... sorted so give the standard order.) files and labels: one per image.
-    rows: split -> image numbers, disjoint. side: pixels of the square crop. `kept` is a cache, and changes.
+    rows: split -> image numbers, disjoint. side: pixels of the square crop. mean and deviation: what the channels,
+    from 0 to 1, are normalized by. `kept` is a cache, and changes.
     """
 
     root: Path
@@ -46,6 +48,8 @@ class ImageFolderTask:
     side: int
     data_hash: str
     metric: str = "top-1 accuracy"
+    mean: tuple[float, float, float] = MEAN
+    deviation: tuple[float, float, float] = DEVIATION
     kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def calibration(self) -> Sequence[Inputs]:
@@ -65,7 +69,7 @@ class ImageFolderTask:
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
         pixels = torch.stack([self._pixels(n) for n in numbers]).permute(0, 3, 1, 2).float() / 255
-        images = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+        images = (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.deviation).view(3, 1, 1)
         return Batch((images,), torch.tensor([self.labels[n] for n in numbers]))
 
     def _pixels(self, number: int) -> Tensor:
@@ -122,6 +126,12 @@ def image_folder_task(space: SpaceFile, data: Path, weights: Path | None) -> Ima
         digest.update(f"{file.relative_to(data).as_posix()} {file.stat().st_size}\n".encode())
     rows = split_indices(len(files), sizes, SPLIT_SEED)
     return ImageFolderTask(data, classes, files, labels, rows, shape[1], digest.hexdigest()[:16])
+
+
+def centred_image_folder_task(space: SpaceFile, data: Path, weights: Path | None) -> ImageFolderTask:
+    """The same with channels from -1 to 1, as networks that come from TensorFlow take them."""
+    task = image_folder_task(space, data, weights)
+    return replace(task, mean=CENTRE, deviation=CENTRE)
 
 
 def read_image(file: Path, side: int) -> Tensor:

@@ -1,12 +1,15 @@
-"""EfficientNet-Lite0 for any input size, with the state-dict keys of the package efficientnet-lite-pytorch."""
+"""EfficientNet-Lite0, 2 and 4 for any input size, with the state-dict keys of the package efficientnet-lite-pytorch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from haq.nn.models.blocks import round_to_8
 
 # TensorFlow's batch norm as in Google's efficientnet/lite: momentum 0.99 there is 0.01 in torch's terms.
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
@@ -36,6 +39,16 @@ LITE0 = (
     StageSpec(4, 5, 2, 6, 192),
     StageSpec(1, 3, 1, 6, 320),
 )
+
+
+def scaled(width: float, depth: float) -> tuple[StageSpec, ...]:
+    """Lite0's stages with `width` times the channels and `depth` times the blocks.
+
+    The first and the last stage keep their number of blocks, as stem and head keep their channels (`fix_head_stem`).
+    """
+    wide = tuple(replace(stage, out=round_to_8(width * stage.out)) for stage in LITE0)
+    deep = (replace(stage, repeats=math.ceil(depth * stage.repeats)) for stage in wide[1:-1])
+    return wide[0], *deep, wide[-1]
 
 
 def same_padded(x: Tensor, kernel: int, stride: int) -> Tensor:
@@ -111,3 +124,13 @@ class EfficientNetLite(nn.Module):
 def efficientnet_lite0(num_classes: int = 1000, drop_rate: float = 0.2) -> EfficientNetLite:
     """EfficientNet-Lite0: 4,652,008 parameters with 1,000 classes."""
     return EfficientNetLite(LITE0, num_classes, dropout=0.2, drop_rate=drop_rate)
+
+
+def efficientnet_lite2(num_classes: int = 1000, drop_rate: float = 0.2) -> EfficientNetLite:
+    """EfficientNet-Lite2, for 260x260: 6,092,072 parameters with 1,000 classes."""
+    return EfficientNetLite(scaled(1.1, 1.2), num_classes, dropout=0.3, drop_rate=drop_rate)
+
+
+def efficientnet_lite4(num_classes: int = 1000, drop_rate: float = 0.2) -> EfficientNetLite:
+    """EfficientNet-Lite4, for 300x300: 13,006,568 parameters with 1,000 classes."""
+    return EfficientNetLite(scaled(1.4, 1.8), num_classes, dropout=0.3, drop_rate=drop_rate)

@@ -8,6 +8,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from haq.nn.models.blocks import round_to_8
+
 # The published TensorFlow checkpoints' batch norm, which torchvision follows.
 BatchNorm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
 
@@ -62,12 +64,6 @@ LARGE = tuple(
 )
 
 
-def _round_to_8(channels: float) -> int:
-    """The nearest multiple of 8, never below 90 % of `channels` nor below 8 (Howard's `_make_divisible`)."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 def _conv(
     in_channels: int, out: int, kernel: int, activation: type[nn.Module] | None, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
@@ -84,7 +80,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        squeezed = _round_to_8(channels / 4)
+        squeezed = round_to_8(channels / 4)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.fc2 = nn.Conv2d(squeezed, channels, 1)

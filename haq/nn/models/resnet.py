@@ -1,8 +1,10 @@
-"""ResNet-18 and ResNet-50 with the state-dict keys and shapes of torchvision, whose checkpoints load unchanged."""
+"""ResNet-18, ResNet-50 and ResNeXt-50 with torchvision's state-dict keys and shapes: its checkpoints load unchanged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -29,17 +31,21 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and the shortcut; the 3x3 carries the stride ("V1.5", as torchvision)."""
+    """1x1, 3x3, 1x1 and the shortcut; the 3x3 carries the stride ("V1.5", as torchvision).
+
+    groups: of the 3x3. group_width: channels of a group in the first stage (Xie et al. 2017: "32x4d" is 32 and 4).
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, *, groups: int = 1, group_width: int = 64) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
+        inner = channels * group_width // 64 * groups
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, channels * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, channels * self.expansion, stride)
@@ -59,12 +65,23 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
+@dataclass(frozen=True)
+class BlockKind:
+    """make(input channels, channels, stride) builds a block that puts out `expansion` times `channels`."""
+
+    make: Callable[[int, int, int], nn.Module]
+    expansion: int
+
+
+BASIC = BlockKind(BasicBlock, BasicBlock.expansion)
+BOTTLENECK = BlockKind(Bottleneck, Bottleneck.expansion)
+RESNEXT = BlockKind(partial(Bottleneck, groups=32, group_width=4), Bottleneck.expansion)
+
+
 class ResNet(nn.Module):
     """Stem, four stages of blocks, global average pool, classifier. Input: (batch, in_channels, height, width)."""
 
-    def __init__(
-        self, block: type[BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int, in_channels: int
-    ) -> None:
+    def __init__(self, block: BlockKind, depths: Sequence[int], num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -86,18 +103,21 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def _stage(
-    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, depth: int, *, stride: int
-) -> nn.Sequential:
-    rest = [block(channels * block.expansion, channels, 1) for _ in range(depth - 1)]
-    return nn.Sequential(block(in_channels, channels, stride), *rest)
+def _stage(block: BlockKind, in_channels: int, channels: int, depth: int, *, stride: int) -> nn.Sequential:
+    rest = [block.make(channels * block.expansion, channels, 1) for _ in range(depth - 1)]
+    return nn.Sequential(block.make(in_channels, channels, stride), *rest)
 
 
 def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """ResNet-18: 11,689,512 parameters with 1,000 classes."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels)
+    return ResNet(BASIC, (2, 2, 2, 2), num_classes, in_channels)
 
 
 def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """ResNet-50: 25,557,032 parameters with 1,000 classes."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)
+    return ResNet(BOTTLENECK, (3, 4, 6, 3), num_classes, in_channels)
+
+
+def resnext50_32x4d(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNeXt-50 32x4d: 25,028,904 parameters with 1,000 classes."""
+    return ResNet(RESNEXT, (3, 4, 6, 3), num_classes, in_channels)

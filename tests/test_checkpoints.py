@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from haq.errors import InputError
 from haq.nn.checkpoints import fit_state, load_state, state_hash, weights_hash
+from haq.nn.models.densenet import densenet121
+from haq.nn.models.googlenet import googlenet
 
 
 def network() -> nn.Sequential:
@@ -132,3 +135,18 @@ def test_the_hash_depends_on_names_shapes_formats_and_bytes_and_not_on_order() -
         hashed(a=a, b=b.double()),
         hashed(a=a.flip(0), b=b),
     }
+
+
+def test_torchvisions_files_fit_though_they_use_old_names_or_hold_auxiliary_heads() -> None:
+    torch.manual_seed(0)
+    dense, google = densenet121(num_classes=2).state_dict(), googlenet(num_classes=2).state_dict()
+    # As in densenet121-a639ec97.pth: features.denseblock1.denselayer1.norm.1.weight
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in dense.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    for factory, state in (
+        (densenet121, old),
+        (googlenet, {**google, "aux1.fc2.bias": torch.zeros(2), "aux2.conv.conv.weight": torch.zeros(128, 528, 1, 1)}),
+    ):
+        model = factory(num_classes=2)
+        fit_state(model, state, where="w.pt")
+        assert weights_hash(model) == state_hash(dense if factory is densenet121 else google)

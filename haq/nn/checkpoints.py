@@ -7,7 +7,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ from haq.errors import InputError, MissingExtra
 StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the weights beside the epoch and the optimizer."""
+
+
+@runtime_checkable
+class OtherKeys(Protocol):
+    """A model whose published checkpoints use older names, or hold parts that it does without."""
+
+    def own_keys(self, state: Mapping[str, Tensor]) -> StateDict:
+        """The state under the names of this model."""
+        ...
 
 
 def load_state(path: Path) -> StateDict:
@@ -49,6 +58,8 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> N
     """Load the state into the model; raises InputError that names the first keys that are missing, unexpected or
     mis-shaped, and on weights that are not finite. The model is untouched when it raises.
     """
+    if isinstance(model, OtherKeys):
+        state = model.own_keys(state)
     expected = model.state_dict()
     # Batch norm's step counter does not change inference; checkpoints from before torch 0.4.1 lack it.
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]

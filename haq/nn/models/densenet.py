@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 STEM, GROWTH, BOTTLENECK = 64, 32, 4
 """Channels of the stem, channels that every dense layer adds, and how many times those its 1x1 puts out."""
+
+OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+"""torchvision's own file predates the ban on dots in module names: `denselayer1.norm.1.weight`."""
 
 
 class DenseLayer(nn.Module):
@@ -82,6 +86,10 @@ class DenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.relu(self.features(x), inplace=True)
         return self.classifier(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+
+    def own_keys(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state with the names that torchvision gives it on loading."""
+        return {OLD_NAME.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
 def densenet121(num_classes: int = 1000, in_channels: int = 3) -> DenseNet:

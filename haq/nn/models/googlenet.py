@@ -6,10 +6,14 @@ normalization into that one, is no part of the network here: normalize so in the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+AUXILIARY = ("aux1.", "aux2.")
+"""The heads that only training uses; torchvision's file holds them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,10 @@ class GoogLeNet(nn.Module):
         x = self.maxpool4(self.inception4e(self.inception4d(x)))
         x = self.inception5b(self.inception5a(x))
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
+
+    def own_keys(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state without the auxiliary heads."""
+        return {key: value for key, value in state.items() if not key.startswith(AUXILIARY)}
 
 
 def googlenet(num_classes: int = 1000, in_channels: int = 3) -> GoogLeNet:

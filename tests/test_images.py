@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from haq.errors import InputError
 from haq.nn.bundle import load_bundle
 from haq.nn.checkpoints import weights_hash
-from haq.nn.images import DEVIATION, MEAN, image_folder_task, read_image
+from haq.nn.images import DEVIATION, MEAN, centred_image_folder_task, image_folder_task, read_image
 from haq.nn.models.resnet import resnet18
 from haq.spacefile import load_space, with_input
 
@@ -74,6 +74,15 @@ def test_calibration_batches_are_normalised_with_imagenets_statistics(folder: Pa
     colour = COLOURS[task.files[number].parent.name]
     expected = [(c / 255 - m) / d for c, m, d in zip(colour, MEAN, DEVIATION, strict=True)]
     assert batch[0][0, :, 20, 30].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_networks_from_tensorflow_get_channels_from_minus_one_to_one_of_the_same_images(folder: Path) -> None:
+    usual, centred = (make(SPACE, folder, None) for make in (image_folder_task, centred_image_folder_task))
+    assert usual.rows == centred.rows
+    (batch,) = centred.calibration()
+    assert isinstance(batch, tuple)
+    # Red is (255, 0, 0): 255 / 255 is 1 and becomes (1 - 0.5) / 0.5 = 1, 0 becomes -1.
+    assert batch[0].unique().tolist() == [-1.0, 1.0]
 
 
 def test_an_image_is_resized_on_its_shorter_side_and_cut_in_the_middle(tmp_path: Path) -> None:

@@ -47,11 +47,12 @@ def test_every_shipped_space_loads_and_its_file_says_where_it_comes_from() -> No
     spaces = {space.name: space for space in list_spaces()}
     assert {"resnet18", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large"} <= spaces.keys()
     assert {"mnist_resnet18", "mnist_mobilenet_v3_small"} <= spaces.keys()
+    assert {"densenet121", "googlenet", "mobilenet_v2", "squeezenet1_1", "resnext50", "mobilebert"} <= spaces.keys()
     assert all(space.title and space.source for space in spaces.values())
 
 
 def test_references_of_shipped_vision_spaces_point_at_functions() -> None:
-    for name in ("resnet18", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large", "mnist_resnet18"):
+    for name in ("resnet18", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large", "mnist_resnet18", "googlenet"):
         space = load_space(name)
         data = space.data
         for reference in filter(None, (space.model.factory, data.task, data.weights, data.from_path)):

@@ -23,8 +23,14 @@ LAYER_KINDS = (
 )
 """Quantizable layers; `matmul` is an attention product: two activations, no weight, named `module/matmul_0`."""
 
-GLUE_KINDS = ("add", "mul", "elementwise", "activation", "norm", "softmax", "pool", "reduce", "reshape", "gather")
-"""Ops that move or combine activations: `reshape` only where data moves (cat, pad, contiguous), never a view."""
+GLUE_KINDS = (
+    "add", "mul", "elementwise", "activation", "smooth", "norm", "softmax", "pool", "reduce", "reshape", "gather",
+)  # fmt: skip
+"""Ops that move or combine activations: `reshape` only where data moves (cat, pad, contiguous), never a view.
+
+An `activation` cuts off (relu, relu6, leaky) and costs an integer runtime nothing; a `smooth` one (gelu, silu, sigmoid,
+hardswish, tanh) is a curve, which some runtimes look up or compute in a kernel of its own.
+"""
 
 Shape = tuple[int, ...]
 

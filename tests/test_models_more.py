@@ -259,10 +259,10 @@ def test_hidden_states_and_words_are_those_that_transformers_gives_with_padding_
             nn.init.normal_(parameter, std=0.1)  # with its own 0.02 no token looks at another
     head = theirs.cls.predictions
     ours.encoder.mobilebert.load_state_dict(theirs.mobilebert.state_dict(), strict=False)
-    ours.dense.load_state_dict(head.transform.dense.state_dict())
-    ours.norm.load_state_dict(head.transform.LayerNorm.state_dict())
+    ours.words.dense.load_state_dict(head.transform.dense.state_dict())
+    ours.words.norm.load_state_dict(head.transform.LayerNorm.state_dict())
     joined = torch.cat([head.decoder.weight.t(), head.dense.weight]).t()
-    ours.decoder.load_state_dict({"weight": joined, "bias": head.decoder.bias})
+    ours.words.decoder.load_state_dict({"weight": joined, "bias": head.decoder.bias})
     ids, mask = torch.randint(0, 100, (2, 9)), torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
     with torch.inference_mode():
         expected = theirs(input_ids=ids, attention_mask=mask, output_hidden_states=True)

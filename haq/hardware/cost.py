@@ -8,23 +8,30 @@ from functools import lru_cache
 from typing import Any
 
 from haq.candidate import Fallback
-from haq.hardware.roofline import FP32, LayerCost, edge_seconds, kernel_cost
-from haq.hardware.schedule import Kernel, schedule
+from haq.hardware.roofline import LayerCost, kernel_cost, seconds, traffic_mj
+from haq.hardware.schedule import Kernel, Read, schedule
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.size import size_bytes
-from haq.precision import Assignment, Format, Precision
+from haq.hardware.work import FP32, Setting, edge_work
+from haq.precision import BIT_WIDTHS, Assignment, Format, Precision
 from haq.workload import Unsupported, Workload, elements
 
 
 @dataclass(frozen=True)
 class ConvertCost:
-    """The conversion of one tensor between two layers whose activation formats differ."""
+    """What it costs that one tensor passes between two kernels of different activation formats.
+
+    breaks: a fusion that the difference undoes, `addition` or `attention`; empty for a plain conversion.
+    """
 
     source: str
     consumer: str
     from_format: Format
     to_format: Format
     latency_ms: float
+    traffic_bytes: float
+    energy_mj: float | None
+    breaks: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,14 @@ class CostBreakdown:
     @property
     def traffic_bytes(self) -> float:
         """Off-chip traffic of weights and activations."""
-        return sum(cost.traffic_bytes for cost in self.kernels)
+        return sum(k.traffic_bytes for k in self.kernels) + sum(c.traffic_bytes for c in self.converts)
 
     @property
     def energy_mj(self) -> float | None:
         """Arithmetic and off-chip traffic; None as soon as one kernel's is unknown."""
-        known = [cost.energy_mj for cost in self.kernels if cost.energy_mj is not None]
-        return sum(known) if len(known) == len(self.kernels) else None
+        parts = [k.energy_mj for k in self.kernels] + [c.energy_mj for c in self.converts]
+        known = [energy for energy in parts if energy is not None]
+        return sum(known) if len(known) == len(parts) else None
 
     def figures(self) -> dict[str, float]:
         """The totals by their names in every haq file; what is unknown is absent."""
@@ -91,15 +99,15 @@ def estimate(workload: Workload, executed: Assignment, profile: HardwareProfile,
 
     executed: a Precision for every layer, as `legalize` returns it; anything else is a programming error.
     """
-    kernels = _schedule(workload, profile)
+    kernels, setting = plan(workload, profile, batch)
     precisions = [executed.precision(k.anchor) if k.anchor else FP32 for k in kernels]
-    costs = [kernel_cost(k, p, profile, batch) for k, p in zip(kernels, precisions, strict=True)]
+    costs = [kernel_cost(k, p, setting) for k, p in zip(kernels, precisions, strict=True)]
     return CostBreakdown(
         target=profile.name,
         batch=batch,
         layers=tuple(c for c, k in zip(costs, kernels, strict=True) if k.head is not None),
         glue=tuple(c for c, k in zip(costs, kernels, strict=True) if k.head is None),
-        converts=tuple(_converts(kernels, precisions, profile, batch)),
+        converts=tuple(_converts(kernels, precisions, setting)),
         per_inference_ms=1e3 * profile.overhead.inference.si,
         size_bytes=size_bytes(workload, executed),
         activation_peak_bytes=_peak_bytes(kernels, precisions, workload, batch),
@@ -107,9 +115,48 @@ def estimate(workload: Workload, executed: Assignment, profile: HardwareProfile,
     )
 
 
+def plan(workload: Workload, profile: HardwareProfile, batch: int) -> tuple[tuple[Kernel, ...], Setting]:
+    """The kernels that run and where: everything that does not depend on the assignment."""
+    return _plan_of(_ById(workload), _ById(profile), batch)
+
+
+def convert_cost(
+    read: Read, writer: Kernel, consumer: str, formats: tuple[Format, Format], setting: Setting
+) -> ConvertCost | None:
+    """What the read costs when it passes from the first format to the second; None where they are the same."""
+    works = tuple(edge_work(read, formats, setting))
+    if formats[0] == formats[1]:
+        return None
+    traffic = sum(work.dram_bytes for work in works)
+    return ConvertCost(
+        writer.name,
+        consumer,
+        *formats,
+        1e3 * sum(seconds(work, setting.profile) for work in works),
+        traffic,
+        traffic_mj(traffic, setting.profile),
+        "attention" if read.inside else "addition" if any(work.op_class == "glue" for work in works) else "",
+    )
+
+
 @lru_cache(maxsize=32)
-def _schedule_of(workload: _ById, profile: _ById) -> tuple[Kernel, ...]:
-    return schedule(workload.value, profile.value)
+def _plan_of(workload: _ById, profile: _ById, batch: int) -> tuple[tuple[Kernel, ...], Setting]:
+    kernels = schedule(workload.value, profile.value)
+    return kernels, Setting(profile.value, batch, _kept_weights(workload.value, kernels, profile.value, batch))
+
+
+def _kept_weights(
+    workload: Workload, kernels: Sequence[Kernel], profile: HardwareProfile, batch: int
+) -> frozenset[int]:
+    """The widths at which weights and activations, all of that width, fit on the chip together.
+
+    Taking all layers at one width keeps the cost a sum over layers and edges, so that its table is exact.
+    """
+    if profile.on_chip is None or not profile.on_chip.keeps_weights:
+        return frozenset()
+    fp32_peak = _peak_bytes(kernels, [FP32] * len(kernels), workload, batch)
+    need = {bits: (4 * workload.parameters + fp32_peak) * bits / 32 for bits in BIT_WIDTHS}
+    return frozenset(bits for bits, size in need.items() if size <= profile.on_chip.capacity.si)
 
 
 @dataclass(frozen=True)
@@ -125,22 +172,15 @@ class _ById:
         return isinstance(other, _ById) and self.value is other.value
 
 
-def _schedule(workload: Workload, profile: HardwareProfile) -> tuple[Kernel, ...]:
-    return _schedule_of(_ById(workload), _ById(profile))
-
-
-def _converts(
-    kernels: Sequence[Kernel], precisions: Sequence[Precision], profile: HardwareProfile, batch: int
-) -> Iterable[ConvertCost]:
+def _converts(kernels: Sequence[Kernel], precisions: Sequence[Precision], setting: Setting) -> Iterable[ConvertCost]:
     """One per tensor that a kernel reads in another activation format than it was written in."""
     for kernel, precision in zip(kernels, precisions, strict=True):
         for read in kernel.reads:
-            if read.source is None:
-                continue
-            before, after = precisions[read.source].activation, precision.activation
-            if before != after:
-                seconds = edge_seconds(read.elements, before, after, profile, batch)
-                yield ConvertCost(kernels[read.source].name, kernel.name, before, after, 1e3 * seconds)
+            if read.source is not None:
+                formats = precisions[read.source].activation, precision.activation
+                cost = convert_cost(read, kernels[read.source], kernel.name, formats, setting)
+                if cost is not None:
+                    yield cost
 
 
 def _peak_bytes(kernels: Sequence[Kernel], precisions: Sequence[Precision], workload: Workload, batch: int) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Status = Literal["documented", "measured", "derived", "secondary", "assumed", "unknown"]
+Status = Literal["documented", "measured", "derived", "fitted", "secondary", "assumed", "unknown"]
 
 
 class Strict(BaseModel):
@@ -20,8 +20,9 @@ class Strict(BaseModel):
 class Figure(Strict):
     """One number. value: absent exactly when the status is `unknown`. uncertainty: relative, 0.2 is +-20 %.
 
-    documented: by the maker; measured: by the source; derived: by the arithmetic that `source` spells out; secondary:
-    quoted by a third party; assumed: a choice, whose reason `source` gives.
+    documented: by the maker; measured: by the source; derived: by the arithmetic that `source` spells out; fitted: by
+    `haq calibrate` to the rows that `source` names; secondary: quoted by a third party; assumed: a choice, whose reason
+    `source` gives.
     """
 
     value: float | None = None
@@ -44,7 +45,12 @@ class Figure(Strict):
     def si(self) -> float:
         """The value in bytes, seconds, operations per second, joules, watts or plain numbers; it must be known."""
         assert self.value is not None, f"unknown figure: {self.source}"
-        return self.value * _FACTORS[self.unit]
+        return self.value * self.factor
+
+    @property
+    def factor(self) -> float:
+        """From the figure's unit to SI."""
+        return _FACTORS[self.unit]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,17 @@ from haq.workload import GlueOp, LayerSpec, Workload, elements
 class Read:
     """One tensor that a kernel reads. source: the kernel that wrote it, by index; absent for an input of the network.
 
-    elements: per sample.
+    elements: per sample. joins: the operand of a glue op that is fused into the kernel, such as a residual addition.
+    inside: written and read inside one fused attention kernel. rescaled: an operand of a concatenation that others read
+    too, so that it cannot take the concatenation's scale. in_place: already where a concatenation wants it.
     """
 
     source: int | None
     elements: int
+    joins: bool = False
+    inside: bool = False
+    rescaled: bool = False
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Kernel:
     """Nodes that run as one. anchor: the layer whose activation format the kernel works in (absent: fp32 glue).
 
     head: the layer that it computes, absent for glue of its own. writes: elements per sample. last_use: index of the
-    last kernel that reads the result.
+    last kernel that reads the result. stays_inside: the result never leaves a fused attention kernel, whose second
+    half reads it.
     """
 
     name: str
@@ -38,6 +45,17 @@ class Kernel:
     reads: tuple[Read, ...]
     writes: int
     last_use: int
+    stays_inside: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """A concatenation whose operands are all in place."""
+        return bool(self.reads) and all(read.in_place for read in self.reads)
+
+    @property
+    def continues(self) -> bool:
+        """The second half of a fused attention kernel."""
+        return any(read.inside for read in self.reads)
 
     @property
     def is_lookup(self) -> bool:
@@ -53,7 +71,8 @@ class _Draft:
     head: LayerSpec | None
     anchor: str | None
     tail: str
-    reads: list[tuple[str, int]]
+    kinds: list[str]
+    reads: list[tuple[str, int, bool]]
     writes: int
 
 
@@ -70,15 +89,17 @@ def schedule(workload: Workload, profile: HardwareProfile) -> tuple[Kernel, ...]
         host = _host(node, drafts, made_by, workload, profile) if isinstance(node, GlueOp) else None
         if host is not None:
             draft = drafts[host]
-            draft.reads += [(name, count) for name, count in sources if name != draft.tail]
+            draft.reads += [(name, count, True) for name, count in sources if name != draft.tail]
             draft.tail, draft.writes = node.name, elements(node.output_shape)
+            draft.kinds.append(node.kind)
             made_by[node.name] = host
             continue
         head = node if isinstance(node, LayerSpec) else None
         anchor = head.name if head else _anchor(node.inputs, drafts, made_by)
-        drafts.append(_Draft(node.name, head, anchor, node.name, sources, elements(node.output_shape)))
+        reads = [(name, count, False) for name, count in sources]
+        drafts.append(_Draft(node.name, head, anchor, node.name, [node.kind], reads, elements(node.output_shape)))
         made_by[node.name] = len(drafts) - 1
-    return _finished(drafts, made_by, workload)
+    return _finished(drafts, made_by, workload, profile)
 
 
 def _input_elements(node: LayerSpec | GlueOp) -> list[int]:
@@ -107,8 +128,12 @@ def _anchor(inputs: tuple[str, ...], drafts: Sequence[_Draft], made_by: dict[str
     return next((anchor for n in inputs if n in made_by and (anchor := drafts[made_by[n]].anchor)), None)
 
 
-def _finished(drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload) -> tuple[Kernel, ...]:
-    reads = [tuple(Read(made_by.get(name), count) for name, count in draft.reads) for draft in drafts]
+def _finished(
+    drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload, profile: HardwareProfile
+) -> tuple[Kernel, ...]:
+    inside = _fused_attention(drafts, made_by, workload) if profile.attention is not None else frozenset()
+    in_place = profile.fusion.in_place
+    reads = [tuple(_read(d, r, made_by, workload, inside, in_place) for r in d.reads) for d in drafts]
     last_use = list(range(len(drafts)))
     for index, kernel_reads in enumerate(reads):
         for read in kernel_reads:
@@ -118,6 +143,41 @@ def _finished(drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workl
         if name in made_by:
             last_use[made_by[name]] = len(drafts) - 1
     return tuple(
-        Kernel(d.name, d.head, d.anchor, r, d.writes, last)
+        Kernel(d.name, d.head, d.anchor, r, d.writes, last, d.tail in inside)
         for d, r, last in zip(drafts, reads, last_use, strict=True)
-    )  # fmt: skip
+    )
+
+
+def _read(
+    draft: _Draft,
+    read: tuple[str, int, bool],
+    made_by: dict[str, int],
+    workload: Workload,
+    inside: frozenset[str],
+    in_place: bool,
+) -> Read:
+    name, count, joins = read
+    is_operand = draft.head is None and draft.kinds[0] == "reshape" and len(draft.reads) > 1 and not joins
+    is_shared = len(workload.consumers.get(name, ())) > 1
+    is_ready = in_place and is_operand and not is_shared and name in made_by
+    return Read(made_by.get(name), count, joins, name in inside, is_operand and is_shared, is_ready)
+
+
+def _fused_attention(drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload) -> frozenset[str]:
+    """The results of first products that only a second product reads, through a softmax: they stay on the chip."""
+    found = set()
+    for draft in drafts:
+        if draft.head is None or draft.head.kind != "matmul":
+            continue
+        for name, _, _ in draft.reads:
+            first = drafts[made_by[name]] if name in made_by else None
+            if (
+                first is not None
+                and first.head is not None
+                and first.head.kind == "matmul"
+                and "softmax" in first.kinds
+                and workload.consumers[name] == (draft.name,)
+                and name not in workload.outputs
+            ):
+                found.add(name)
+    return frozenset(found)

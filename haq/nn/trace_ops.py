@@ -8,9 +8,10 @@ from typing import Any
 _BY_KIND = {
     "add": "add sub rsub",
     "mul": "mul div",
-    "activation": (
-        "relu gelu silu hardswish hardsigmoid sigmoid tanh leaky_relu elu hardtanh clamp clamp_min clamp_max softplus "
-        "mish threshold log_sigmoid_forward glu _prelu_kernel celu relu6 selu hardshrink softshrink rrelu"
+    "activation": "relu leaky_relu hardtanh clamp clamp_min clamp_max threshold _prelu_kernel relu6 rrelu",
+    "smooth": (
+        "gelu silu hardswish hardsigmoid sigmoid tanh elu softplus mish log_sigmoid_forward glu celu selu hardshrink "
+        "softshrink"
     ),
     "norm": (
         "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit cudnn_batch_norm "

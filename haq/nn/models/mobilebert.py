@@ -10,6 +10,7 @@ from transformers.models.mobilebert.configuration_mobilebert import MobileBertCo
 from transformers.models.mobilebert.modeling_mobilebert import MobileBertModel
 
 from haq.nn.models.bert import MASKED
+from haq.nn.models.bert_words import WordHead
 
 
 class MobileBert(nn.Module):
@@ -45,13 +46,10 @@ class MobileBertWords(nn.Module):
     def __init__(self, config: MobileBertConfig) -> None:
         super().__init__()
         self.encoder = MobileBert(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.words = WordHead(config.hidden_size, config.vocab_size, config.layer_norm_eps, nn.ReLU())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids)
-        return self.decoder(self.norm(nn.functional.relu(self.dense(hidden))))  # type: ignore[no-any-return]
+        return self.words(self.encoder(input_ids, attention_mask, token_type_ids))  # type: ignore[no-any-return]
 
 
 def mobilebert() -> MobileBert:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from haq.hardware.legalize import arithmetic_of
+from haq.hardware.machine import Arithmetic
 from haq.hardware.schedule import Kernel
-from haq.hardware.schema import Arithmetic, HardwareProfile
+from haq.hardware.schema import HardwareProfile
 from haq.hardware.work import Setting, Work, kernel_work, own_converts, stored_bytes
 from haq.precision import Precision
 from haq.workload import LayerSpec
@@ -79,7 +80,8 @@ def compute_seconds(work: Work, profile: HardwareProfile) -> float:
     """Arithmetic, then the vector unit's part."""
     spent = 0.0
     if work.operations:
-        spent += work.operations / (rate(profile.arithmetic[work.arithmetic]) * profile.efficiency[work.op_class].si)
+        share = profile.share_of_peak(work.op_class, work.arithmetic)
+        spent += work.operations / (rate(profile.arithmetic[work.arithmetic]) * share)
     return spent if profile.vector is None else spent + work.finished / profile.vector.rate.si
 
 

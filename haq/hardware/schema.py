@@ -9,37 +9,27 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from haq.errors import InputError
 from haq.hardware.calibration import Fit
-from haq.hardware.figures import (
-    Bandwidth,
-    BitEnergy,
-    Capacity,
-    Count,
-    Figure,
-    Fraction,
-    OpEnergy,
-    Power,
-    Rate,
-    Spread,
-    Strict,
-    Time,
+from haq.hardware.figures import Figure, Fraction, Spread, Strict
+from haq.hardware.machine import (
+    Arithmetic,
+    Attention,
+    Energy,
+    Fusion,
+    Memory,
+    OnChip,
+    Overhead,
+    Tile,
+    Vector,
 )
 from haq.precision import FORMATS, Precision
-from haq.workload import GLUE_KINDS, LAYER_KINDS
+from haq.workload import LAYER_KINDS
 
 Confidence = Literal["measured device", "calibrated", "facts only", "nominal"]
-OP_CLASSES = ("conv", "depthwise", "gemm", "attention", "lookup", "glue", "convert")
-"""Kernels of one class share a utilization and a fixed cost."""
 
 
 def _known_kind(kind: str) -> str:
     if kind not in LAYER_KINDS:
         raise ValueError(f"one of {', '.join(LAYER_KINDS)}")
-    return kind
-
-
-def _known_glue(kind: str) -> str:
-    if kind not in GLUE_KINDS:
-        raise ValueError(f"one of {', '.join(GLUE_KINDS)}")
     return kind
 
 
@@ -51,7 +41,6 @@ def _known_precision(text: str) -> str:
 
 
 LayerKind = Annotated[str, AfterValidator(_known_kind)]
-GlueKind = Annotated[str, AfterValidator(_known_glue)]
 PrecisionName = Annotated[str, AfterValidator(_known_precision)]
 
 
@@ -88,115 +77,11 @@ class Refuses(Strict):
     source: str = Field(min_length=8)
 
 
-class Arithmetic(Strict):
-    """A multiply-accumulate unit. peak: two operations per multiply-accumulate. passes: products per product asked."""
-
-    peak: Rate
-    passes: Count | None = None
-
-
-class Memory(Strict):
-    """Off-chip memory. efficiency: the share of the bandwidth that kernels reach.
-
-    overlap: the share of the shorter of arithmetic and memory time that hides behind the longer one; all of it, as in
-    the roofline, unless given.
-    """
-
-    bandwidth: Bandwidth
-    efficiency: Fraction
-    capacity: Capacity
-    overlap: Fraction | None = None
-
-
-class OnChip(Strict):
-    """Memory in which an activation may stay between two kernels; with an unknown bandwidth reading it there is free.
-
-    resident: the share of the capacity that one tensor may take. streams: the compiler cuts larger ones into pieces
-    that pass from kernel to kernel, so that no activation goes off-chip. keeps_weights: whether weights that fit beside
-    the activations stay from one batch to the next.
-    """
-
-    capacity: Capacity
-    bandwidth: Bandwidth
-    resident: Fraction
-    streams: bool = False
-    keeps_weights: bool = False
-
-
-class Vector(Strict):
-    """The unit that finishes results (scale, bias, activation) and runs glue: elements per second, in any format."""
-
-    rate: Rate
-
-
-class Attention(Strict):
-    """A kernel that keeps the scores of an attention inside: both products and the softmax between them.
-
-    bandwidth: at which scores, in fp32, are written and read four times. Each head of a sample takes one unit.
-    """
-
-    bandwidth: Bandwidth
-
-
-class Tile(Strict):
-    """The block of a matrix product that hardware works on: dimensions are padded to multiples of it.
-
-    units: how many blocks run at a time, so that a product takes whole waves of them; absent for a single unit.
-    """
-
-    m: Count
-    n: Count
-    k: Count
-    units: Count | None = None
-
-
-class Overhead(Strict):
-    """Fixed times: per inference, and per kernel of each class.
-
-    float_input: what an input costs that a layer takes as a float, where the runtime takes integers as they are.
-    """
-
-    inference: Time
-    float_input: Time | None = None
-    kernel: Mapping[str, Time]
-
-    @field_validator("kernel")
-    @classmethod
-    def _each_class_has_one(cls, kernel: Mapping[str, Figure]) -> Mapping[str, Figure]:
-        if set(kernel) != set(OP_CLASSES):
-            raise ValueError(f"exactly the keys {', '.join(OP_CLASSES)}, not {', '.join(kernel)}")
-        return kernel
-
-
-class Fusion(Strict):
-    """What the compiler merges. layer: glue kinds that end a layer's kernel. glue: kinds that end a glue kernel.
-
-    convert: a change of format is a `kernel` of its own, or `fused` into the consumer, which then reads the wider one.
-    requantizes: whether an integer operand of a concatenation is rescaled by a kernel of its own when something else
-    reads it too. in_place: whether operands of a concatenation that nothing else reads are written where they belong.
-    """
-
-    layer: tuple[GlueKind, ...]
-    glue: tuple[GlueKind, ...]
-    convert: Literal["kernel", "fused"]
-    requantizes: bool = False
-    in_place: bool = False
-    source: str = Field(min_length=8)
-
-
-class Energy(Strict):
-    """mac: joules of one multiply-accumulate per row of [arithmetic]. static: power drawn whatever runs."""
-
-    mac: Mapping[str, OpEnergy]
-    dram: BitEnergy
-    on_chip: BitEnergy | None = None
-    static: Power | None = None
-
-
 class HardwareProfile(Strict):
     """One target device. name: as asked for, options included. device_unit: what one latency is of.
 
-    latency_spread: the relative error to expect of a modelled latency.
+    latency_spread: the relative error to expect of a modelled latency. efficiency: the share of the peak that a class
+    of kernels reaches; `conv/int8` is for one row of [arithmetic] alone.
     """
 
     name: str
@@ -225,8 +110,11 @@ class HardwareProfile(Strict):
     @classmethod
     def _each_multiplying_class_has_one(cls, efficiency: Mapping[str, Figure]) -> Mapping[str, Figure]:
         expected = ("conv", "depthwise", "gemm", "attention")
-        if set(efficiency) != set(expected):
-            raise ValueError(f"exactly the keys {', '.join(expected)}, not {', '.join(efficiency)}")
+        if {key for key in efficiency if "/" not in key} != set(expected):
+            raise ValueError(f"the keys {', '.join(expected)}, not {', '.join(efficiency)}")
+        for key in efficiency:
+            if key.partition("/")[0] not in expected:
+                raise ValueError(f"a class of {', '.join(expected)} before the slash, not {key!r}")
         return efficiency
 
     @model_validator(mode="after")
@@ -239,6 +127,9 @@ class HardwareProfile(Strict):
                 key = row.arithmetic or str(Precision.parse(name).compute)
                 if key not in self.arithmetic:
                     raise ValueError(f"a table [arithmetic.{key}], which executes {name} needs")
+        for key in self.efficiency:
+            if "/" in key and key.partition("/")[2] not in self.arithmetic:
+                raise ValueError(f"a row of [arithmetic] after the slash of efficiency {key!r}")
         for kind in LAYER_KINDS:
             if not any((not row.kinds or kind in row.kinds) and _is_unconditional(row) for row in self.executes):
                 raise ValueError(f"a row of [[executes]] that every {kind} can take")
@@ -269,6 +160,11 @@ class HardwareProfile(Strict):
         if self.on_chip is not None and self.on_chip.bandwidth.is_known and self.on_chip.bandwidth.si < bandwidth:
             raise ValueError("on_chip.bandwidth at least memory.bandwidth: is a unit wrong?")
         return self
+
+    def share_of_peak(self, op_class: str, arithmetic: str) -> float:
+        """The efficiency of a class of kernels in one row of [arithmetic]."""
+        own = self.efficiency.get(f"{op_class}/{arithmetic}")
+        return (own if own is not None else self.efficiency[op_class]).si
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Every number of the profile with its key."""

@@ -11,7 +11,7 @@ from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.size import bias_bytes, weight_bytes
 from haq.precision import FORMATS, Format, Precision
-from haq.workload import LayerSpec
+from haq.workload import Gemm, LayerSpec
 
 FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
 
@@ -41,6 +41,27 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """A layer's products as the matrix unit takes them.
+
+    rows, columns, depth: size, and size with padding. blocks: pieces, each of which one unit works on. slots: blocks
+    for which the whole waves that they take have room.
+    """
+
+    rows: tuple[int, float]
+    columns: tuple[int, float]
+    depth: tuple[int, float]
+    blocks: int
+    slots: float
+    block_operations: float
+
+    @property
+    def operations(self) -> float:
+        """Two per multiply-accumulate, padding and idle units counted."""
+        return self.slots * self.block_operations
+
+
+@dataclass(frozen=True)
 class Setting:
     """Where work is done. keeps_weights_of: bits at which the weights stay on the chip from one batch to the next."""
 
@@ -64,7 +85,7 @@ def stored_bytes(layer: LayerSpec | None, precision: Precision) -> int:
 def kernel_work(kernel: Kernel, precision: Precision, setting: Setting) -> Work:
     """The kernel in the precision of its anchor, without what the edges to other layers cost."""
     layer, profile, batch = kernel.head, setting.profile, setting.batch
-    moved = [] if layer is None else [_weight_traffic(layer, precision, setting)]
+    moved = [] if layer is None else [weight_traffic(layer, precision, setting)]
     width = precision.activation.bits / 8
     if not kernel.stays_inside:
         moved.append(_split(batch * (kernel.writes - _ready(kernel)) * width, setting))
@@ -140,6 +161,39 @@ def convert_work(elements: int, source: Format, target: Format, setting: Setting
         yield Work("convert", dram_bytes=extra[0], on_chip_bytes=extra[1], launches=0)
 
 
+def weight_traffic(layer: LayerSpec, precision: Precision, setting: Setting) -> tuple[float, float]:
+    """Off-chip and on-chip bytes of the weight: a look-up reads one row per token, not the table."""
+    if layer.kind == "embedding":
+        return setting.batch * layer.output_elements * precision.weight.bits / 8, 0.0
+    size = float(stored_bytes(layer, precision))
+    return (0.0, size) if precision.weight.bits in setting.keeps_weights_of else (size, 0.0)
+
+
+def tiling(layer: LayerSpec, gemm: Gemm, setting: Setting) -> Tiling:
+    """How the products of a layer that is not depthwise are cut into blocks.
+
+    The batch adds rows to a layer's products, and products to attention's. A fused attention gives each head to one
+    unit.
+    """
+    batch, tile = setting.batch, setting.profile.tile
+    if layer.weight is None and setting.profile.attention is not None:
+        heads, (m, n, k) = gemm.count * batch, (gemm.m, gemm.n, gemm.k)
+        return Tiling((m, m), (n, n), (k, k), heads, _waves(heads, setting), 2.0 * m * n * k)
+    rows, count = (gemm.m, gemm.count * batch) if layer.weight is None else (gemm.m * batch, gemm.count)
+    across, along, deep = (
+        math.ceil(size / side.si) for size, side in ((rows, tile.m), (gemm.n, tile.n), (gemm.k, tile.k))
+    )
+    depth, blocks = deep * tile.k.si, count * across * along
+    return Tiling(
+        (rows, across * tile.m.si),
+        (gemm.n, along * tile.n.si),
+        (gemm.k, depth),
+        blocks,
+        _waves(blocks, setting),
+        2.0 * tile.m.si * tile.n.si * depth,
+    )
+
+
 def stays_on_chip(size_bytes: float, profile: HardwareProfile) -> bool:
     """Whether one tensor of this size need not leave the chip."""
     on_chip = profile.on_chip
@@ -191,28 +245,11 @@ def _waves(blocks: float, setting: Setting) -> float:
     return blocks if units is None else math.ceil(blocks / units.si) * units.si
 
 
-def _weight_traffic(layer: LayerSpec, precision: Precision, setting: Setting) -> tuple[float, float]:
-    """Off-chip and on-chip bytes of the weight: a look-up reads one row per token, not the table."""
-    if layer.kind == "embedding":
-        return setting.batch * layer.output_elements * precision.weight.bits / 8, 0.0
-    size = float(stored_bytes(layer, precision))
-    return (0.0, size) if precision.weight.bits in setting.keeps_weights_of else (size, 0.0)
-
-
 def _operations(layer: LayerSpec, setting: Setting) -> float:
-    """Two per multiply-accumulate of the padded products; the batch adds rows to a layer's, products to attention's.
+    """Two per multiply-accumulate of the padded products.
 
-    Depthwise layers do not run on matrix tiles: the class's own, much lower, efficiency says what they reach. A fused
-    attention gives each head to one unit.
+    Depthwise layers do not run on matrix tiles: the class's own, much lower, efficiency says what they reach.
     """
     if layer.gemm is None:
         return 0.0
-    if layer.is_depthwise:
-        return 2.0 * setting.batch * layer.macs
-    gemm, batch, tile = layer.gemm, setting.batch, setting.profile.tile
-    if layer.weight is None and setting.profile.attention is not None:
-        return 2.0 * _waves(gemm.count * batch, setting) * gemm.m * gemm.n * gemm.k
-    rows, count = (gemm.m, gemm.count * batch) if layer.weight is None else (gemm.m * batch, gemm.count)
-    blocks = [math.ceil(size / side.si) for size, side in ((rows, tile.m), (gemm.n, tile.n))]
-    depth = math.ceil(gemm.k / tile.k.si) * tile.k.si
-    return 2.0 * _waves(count * blocks[0] * blocks[1], setting) * tile.m.si * tile.n.si * depth
+    return 2.0 * setting.batch * layer.macs if layer.is_depthwise else tiling(layer, layer.gemm, setting).operations

@@ -11,7 +11,7 @@ from haq.accuracy import Measurement
 from haq.errors import InputError
 from haq.front import Point
 from haq.precision import Assignment
-from haq.rundir import write_atomically
+from haq.textfile import write_text
 
 SCHEMA = "haq.config/v1"
 
@@ -45,13 +45,7 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write a config where it did not exist or is replaced whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(config, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(
-            "cannot write the config", where=str(path), got=error.strerror, expected="a writable path"
-        ) from None
+    write_text(path, json.dumps(config, indent=2) + "\n", "config")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from haq.accuracy import Measurement
 from haq.configfile import config_json, write_config
 from haq.front import Point, front
 from haq.history import History
-from haq.rundir import CONFIG_FOLDER, FRONT_FILE, Run, write_atomically
+from haq.rundir import CONFIG_FOLDER, FRONT_FILE, Run
+from haq.textfile import write_atomically
 
 COST_COLUMNS = ("size_bytes", "latency_ms", "activation_peak_bytes", "traffic_bytes", "energy_mj", "macs")
 MEASURED_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "drop_points", "drop_low", "drop_high", "samples")

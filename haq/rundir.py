@@ -15,6 +15,7 @@ from typing import Any
 
 from haq.errors import InputError
 from haq.history import History, HistoryWriter, read_history
+from haq.textfile import write_atomically
 
 SCHEMA = "haq.run/v1"
 RUN_FILE, HISTORY_FILE, FRONT_FILE, CONFIG_FOLDER, LOCK_FILE = (
@@ -140,13 +141,6 @@ def open_run(path: Path, request: RunRequest) -> Iterator[OpenRun]:
             history.close()
     finally:
         os.close(handle)  # closing releases the lock, also when the process is killed
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole, so that a reader or a kill never sees half of it."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text)
-    os.replace(draft, path)
 
 
 def versions() -> dict[str, str]:

@@ -42,10 +42,11 @@ def test_a_memory_bound_layer_takes_its_bytes_over_the_bandwidth():
 
 
 def test_a_matrix_unit_pads_what_does_not_fill_it():
-    # 64 of 128 columns and 576 = 4.5 x 128 rows on the TPU: 2 x 5 / 4.5 times the work at 0.6 of 275 TFLOP/s
+    # 64 of 128 columns and 576 = 4.5 x 128 rows on the TPU: 2 x 5 / 4.5 times the work at 0.67 of 275 TFLOP/s, then
+    # 64 x 4096 results at 1,075 G a second
     net = Workload("one", (("x", (64, 64, 64)),), (conv("c", "x", 64, 64, 64),), ("c",))
     (cost,) = priced(net, "tpu-v4", 16).layers
-    assert cost.compute_ms == pytest.approx(1e3 * 2 * 4096 * 128 * 640 / (275e12 * 0.6))
+    assert cost.compute_ms == pytest.approx(1e3 * (2 * 4096 * 128 * 640 / (275e12 * 0.67) + 64 * 4096 / 1075e9))
 
 
 def test_storage_only_bits_save_bytes_and_never_arithmetic():
@@ -72,7 +73,9 @@ def test_int8_pays_at_large_batches_and_hardly_at_batch_one_on_the_a100():
 def test_tf32_is_off_unless_it_is_asked_for():
     net = Workload("deep", (("x", (256, 14, 14)),), (conv("c", "x", 256, 256, 14),), ("c",))
     plain, tf32 = (priced(net, target, 32, 64).layers[0].compute_ms for target in ("a100", "a100:tf32"))
-    assert plain / tf32 == pytest.approx(156 / 19.5)
+    # the vector unit finishes 64 x 256 x 14 x 14 results in either mode
+    finished = 1e3 * 64 * 256 * 14 * 14 / load_profile("a100").vector.rate.si
+    assert (plain - finished) / (tf32 - finished) == pytest.approx(156 / 19.5)
 
 
 def test_a_change_of_format_between_layers_is_paid_per_tensor():
@@ -139,7 +142,7 @@ def test_energy_is_macs_and_off_chip_bits():
 def test_totals_are_the_sums_of_their_parts():
     cost = priced(attention(), "a100", Assignment.of({"embed": 16, "q": 8, "k": 16, "attn/matmul_0": 8}), 4)
     parts = [c.latency_ms for c in cost.kernels] + [c.latency_ms for c in cost.converts]
-    assert cost.latency_ms == pytest.approx(sum(parts) + 0.05)
+    assert cost.latency_ms == pytest.approx(sum(parts) + 0.03)
     assert cost.macs == 4 * attention().macs
 
 

@@ -27,10 +27,11 @@ GLUE = {"haq.api", "haq.tracecache"}
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
-    {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache"},
+    {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile"},
     {"engine", "nn", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing"},
-    {"api"},
+    {"api", "fitting"},
+    {"profiletext"},
     {"cli"},
 )
 """From the bottom to the top: a part imports its own layer and those below it, never one above."""

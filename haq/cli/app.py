@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import estimate, listing, results, run
+from haq.cli import calibrate, estimate, listing, results, run
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -27,7 +27,13 @@ def cli() -> None:
     """
 
 
-for _command in (*listing.COMMANDS, *estimate.COMMANDS, *run.COMMANDS, *results.COMMANDS):
+for _command in (
+    *listing.COMMANDS,
+    *estimate.COMMANDS,
+    *run.COMMANDS,
+    *results.COMMANDS,
+    *calibrate.COMMANDS,
+):
     cli.add_command(_command)
 
 

@@ -21,6 +21,15 @@ from haq.hardware.schema import HardwareProfile
 NOISE_FLOOR = 0.02
 """Rows are never taken for better than 2 %: published times have two or three digits."""
 
+UNKNOWN_NOISE = 0.1
+"""The noise of rows that are hardly more than the parameters, whose misfit therefore says nothing about it."""
+
+SPARE_ROWS = 4
+"""How many rows more than parameters it takes to see the noise."""
+
+INSIDE = 1e-6
+"""scipy starts strictly inside the bounds, and a share of a peak may be expected to be all of it."""
+
 ROUNDS = 4
 """How often the noise of the rows is estimated anew; it settles after two or three."""
 
@@ -68,7 +77,8 @@ def fit(free: Sequence[Free], observations: Sequence[Observation]) -> FitResult:
     width = np.log([parameter.factor for parameter in free])
     low, high = _bounds(free, observations[0].profile)
     measured = np.log([row.latency_s for row in observations])
-    rows, noise = len(observations), 0.1
+    rows, noise = len(observations), UNKNOWN_NOISE
+    floor = NOISE_FLOOR if rows >= len(free) + SPARE_ROWS else UNKNOWN_NOISE
 
     def rates(theta: Floats) -> dict[str, float]:
         values = np.exp(theta).tolist()
@@ -85,13 +95,13 @@ def fit(free: Sequence[Free], observations: Sequence[Observation]) -> FitResult:
         rho[:, rows:] = np.stack([squared[rows:], np.ones(len(free)), np.zeros(len(free))])
         return rho
 
-    theta = np.clip(prior, low, high)
+    theta = np.clip(prior, low + INSIDE, high - INSIDE)
     for _ in range(ROUNDS):
         found = least_squares(residuals, theta, bounds=(low, high), loss=loss, x_scale="jac")
         theta = found.x
         misfit = np.abs(found.fun[:rows] * noise)
         # Half of normal errors are under 0.6745 deviations: an estimate that a few bad rows cannot move.
-        noise = max(NOISE_FLOOR, float(np.median(misfit)) / 0.6745)
+        noise = max(floor, float(np.median(misfit)) / 0.6745)
     sd = _deviations(residuals, theta, rows)
     values = np.exp(theta).tolist()
     parameters = tuple(Estimated(p, value, each) for p, value, each in zip(free, values, sd, strict=True))
@@ -116,7 +126,7 @@ def _bounds(free: Sequence[Free], profile: HardwareProfile) -> tuple[Floats, Flo
     prior = np.log([parameter.prior for parameter in free])
     reach = 6 * np.log([max(parameter.factor, 1.2) for parameter in free])
     top = np.array([0.0 if rate_figure(profile, p.keys[0]).unit == "fraction" else math.inf for p in free])
-    return np.asarray(prior - reach), np.asarray(np.minimum(prior + reach, np.maximum(top, prior) + 1e-9))
+    return np.asarray(prior - reach), np.asarray(np.minimum(prior + reach, top))
 
 
 def _deviations(residuals: Callable[[Floats], Floats], theta: Floats, rows: int) -> list[float]:

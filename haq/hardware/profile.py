@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ from haq.hardware.schema import HardwareProfile
 from haq.resources import find_toml, shipped_names
 from haq.validation import load_toml, validate
 
-__all__ = ["FOLDER", "HardwareProfile", "list_profiles", "load_profile", "option_titles"]
+__all__ = [
+    "FOLDER",
+    "HardwareProfile",
+    "build_profile",
+    "list_profiles",
+    "load_profile",
+    "option_titles",
+    "split_target",
+]
 
 FOLDER = "hardware_profiles"
 
@@ -22,7 +30,7 @@ def load_profile(name_or_path: str) -> HardwareProfile:
 
     The profile's name keeps the options. Raises InputError naming file, key, got and expected.
     """
-    base, options = _split(name_or_path)
+    base, options = split_target(name_or_path)
     path = find_toml(FOLDER, base, "target")
     stamp = path.stat()
     return _load(path, options, stamp.st_mtime_ns, stamp.st_size)
@@ -35,26 +43,29 @@ def list_profiles() -> tuple[HardwareProfile, ...]:
 
 def option_titles(name_or_path: str) -> dict[str, str]:
     """The options that the target has -> one line each."""
-    path = find_toml(FOLDER, _split(name_or_path)[0], "target")
+    path = find_toml(FOLDER, split_target(name_or_path)[0], "target")
     return {name: str(table.get("title", "")) for name, table in _options(load_toml(path), str(path)).items()}
 
 
 @cache
 def _load(path: Path, options: tuple[str, ...], _mtime_ns: int, _size: int) -> HardwareProfile:
-    raw = load_toml(path)
-    known = _options(raw, str(path))
-    if "name" not in raw:
-        raw["name"] = path.stem
+    return build_profile({"name": path.stem, **load_toml(path)}, options, str(path))
+
+
+def build_profile(raw: Mapping[str, Any], options: Sequence[str], where: str) -> HardwareProfile:
+    """The profile in a parsed TOML document, with options switched on; raises InputError naming `where` and the key."""
+    known = _options(raw, where)
+    merged = dict(raw)
     for option in options:
-        changes = {k: v for k, v in lookup(known, option, "option", where=str(path)).items() if k != "title"}
-        raw = _merged(raw, changes, f"{path}, options.{option}")
-    raw.pop("options", None)
-    if options and isinstance(raw["name"], str):
-        raw["name"] = f"{raw['name']}:{','.join(options)}"
-    return validate(HardwareProfile, raw, str(path))
+        changes = {k: v for k, v in lookup(known, option, "option", where=where).items() if k != "title"}
+        merged = _merged(merged, changes, f"{where}, options.{option}")
+    merged.pop("options", None)
+    if options and isinstance(merged["name"], str):
+        merged["name"] = f"{merged['name']}:{','.join(options)}"
+    return validate(HardwareProfile, merged, where)
 
 
-def _split(name_or_path: str) -> tuple[str, tuple[str, ...]]:
+def split_target(name_or_path: str) -> tuple[str, tuple[str, ...]]:
     """`a100:tf32,80gb` -> (`a100`, options in alphabetical order, each once); a colon before a slash is of the path."""
     base, colon, tail = name_or_path.rpartition(":")
     if not colon or "/" in tail or "\\" in tail:

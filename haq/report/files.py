@@ -6,8 +6,9 @@ from haq.constraints import Constraints
 from haq.front import front
 from haq.report.brief import brief
 from haq.report.plots import Panel, Picture, draw_front
-from haq.rundir import Run, write_atomically
+from haq.rundir import Run
 from haq.spec import Spec, spec_from
+from haq.textfile import write_atomically
 
 PICTURE_FILE, BRIEF_FILE = "front.png", "brief.txt"
 

@@ -121,6 +121,8 @@ class Fusion(Strict):
     convert: a change of format is a `kernel` of its own, or `fused` into the consumer, which then reads the wider one.
     requantizes: whether an integer operand of a concatenation is rescaled by a kernel of its own when something else
     reads it too. in_place: whether operands of a concatenation that nothing else reads are written where they belong.
+    float_glue: kinds without an integer kernel: between integer layers they dequantize, run and quantize again.
+    float_conv: kinds that end a convolution's kernel where it computes in floats, and run on their own in integers.
     """
 
     layer: tuple[GlueKind, ...]
@@ -128,6 +130,8 @@ class Fusion(Strict):
     convert: Literal["kernel", "fused"]
     requantizes: bool = False
     in_place: bool = False
+    float_glue: tuple[GlueKind, ...] = ()
+    float_conv: tuple[GlueKind, ...] = ()
     source: str = Field(min_length=8)
 
 

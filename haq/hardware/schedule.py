@@ -7,7 +7,7 @@ pairs of layers, and a table of them is exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from haq.hardware.schema import HardwareProfile
 from haq.workload import GlueOp, LayerSpec, Workload, elements
@@ -20,6 +20,7 @@ class Read:
     elements: per sample. joins: the operand of a glue op that is fused into the kernel, such as a residual addition.
     inside: written and read inside one fused attention kernel. rescaled: an operand of a concatenation that others read
     too, so that it cannot take the concatenation's scale. in_place: already where a concatenation wants it.
+    left_in_floats: written by glue that runs in floats whatever its neighbours execute.
     """
 
     source: int | None
@@ -28,6 +29,7 @@ class Read:
     inside: bool = False
     rescaled: bool = False
     in_place: bool = False
+    left_in_floats: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Kernel:
 
     head: the layer that it computes, absent for glue of its own. writes: elements per sample. last_use: index of the
     last kernel that reads the result. stays_inside: the result never leaves a fused attention kernel, whose second
-    half reads it.
+    half reads it. kind: of the node that it begins with. beside: the kind of the layer that is its anchor.
+    runs_in_floats: glue without an integer kernel. float_host: the convolution's kernel, by index, that computes it
+    along where it works in floats.
     """
 
     name: str
@@ -46,6 +50,10 @@ class Kernel:
     writes: int
     last_use: int
     stays_inside: bool = False
+    kind: str = ""
+    beside: str = ""
+    runs_in_floats: bool = False
+    float_host: int | None = None
 
     @property
     def is_free(self) -> bool:
@@ -120,8 +128,13 @@ def _host(
     host = max(candidates)
     draft = drafts[host]
     fused = profile.fusion.layer if draft.head is not None else profile.fusion.glue
-    is_private = draft.tail in node.inputs and workload.consumers[draft.tail] == (node.name,)
-    return host if node.kind in fused and is_private and draft.tail not in workload.outputs else None
+    return host if node.kind in fused and _is_private(draft, node.name, node.inputs, workload) else None
+
+
+def _is_private(draft: _Draft, reader: str, inputs: Sequence[str], workload: Workload) -> bool:
+    """Whether nothing but the reader sees the kernel's result."""
+    tail = draft.tail
+    return tail in inputs and workload.consumers[tail] == (reader,) and tail not in workload.outputs
 
 
 def _anchor(inputs: tuple[str, ...], drafts: Sequence[_Draft], made_by: dict[str, int]) -> str | None:
@@ -142,10 +155,32 @@ def _finished(
     for name in workload.outputs:
         if name in made_by:
             last_use[made_by[name]] = len(drafts) - 1
+    in_floats = [d.head is None and d.kinds[0] in profile.fusion.float_glue for d in drafts]
+    reads = [
+        tuple(r if r.source is None or not in_floats[r.source] else replace(r, left_in_floats=True) for r in kernel)
+        for kernel in reads
+    ]
+    kinds = {layer.name: layer.kind for layer in workload.layers}
     return tuple(
-        Kernel(d.name, d.head, d.anchor, r, d.writes, last, d.tail in inside)
-        for d, r, last in zip(drafts, reads, last_use, strict=True)
-    )
+        Kernel(
+            d.name, d.head, d.anchor, r, d.writes, last, d.tail in inside, d.kinds[0],
+            kinds[d.anchor] if d.anchor else "", floats, _float_host(d, drafts, made_by, workload, profile),
+        )
+        for d, r, last, floats in zip(drafts, reads, last_use, in_floats, strict=True)
+    )  # fmt: skip
+
+
+def _float_host(
+    draft: _Draft, drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload, profile: HardwareProfile
+) -> int | None:
+    """The convolution that computes the glue along where it works in floats."""
+    sources = [made_by[name] for name, _, _ in draft.reads if name in made_by]
+    if draft.head is not None or draft.kinds[0] not in profile.fusion.float_conv or not sources:
+        return None
+    host = drafts[max(sources)]
+    is_conv = host.head is not None and host.head.kind.startswith("conv")
+    names = [name for name, _, _ in draft.reads]
+    return max(sources) if is_conv and _is_private(host, draft.name, names, workload) else None
 
 
 def _read(

@@ -85,24 +85,25 @@ def stored_bytes(layer: LayerSpec | None, precision: Precision) -> int:
 def kernel_work(kernel: Kernel, precision: Precision, setting: Setting) -> Work:
     """The kernel in the precision of its anchor, without what the edges to other layers cost."""
     layer, profile, batch = kernel.head, setting.profile, setting.batch
+    joins_host = kernel.float_host is not None and not precision.activation.is_integer
     moved = [] if layer is None else [weight_traffic(layer, precision, setting)]
-    width = precision.activation.bits / 8
-    if not kernel.stays_inside:
+    width = (FP32 if kernel.runs_in_floats else precision).activation.bits / 8
+    if not kernel.stays_inside and not joins_host:
         moved.append(_split(batch * (kernel.writes - _ready(kernel)) * width, setting))
     for read in kernel.reads:
         if read.source is None:
             moved.append((batch * read.elements * width, 0.0))
-        elif not read.inside and not read.in_place:
+        elif not read.inside and not read.in_place and not (joins_host and read.source == kernel.float_host):
             moved.append(_split(batch * read.elements * width, setting))
     return Work(
         op_class="glue" if layer is None else op_class(layer),
         arithmetic=arithmetic_of(profile, layer, precision) if layer is not None and layer.gemm is not None else "",
         operations=0.0 if layer is None else _operations(layer, setting),
-        finished=batch * float(_finished(kernel)),
+        finished=0.0 if joins_host else batch * float(_finished(kernel)),
         dram_bytes=sum(dram for dram, _ in moved),
         on_chip_bytes=sum(on_chip for _, on_chip in moved),
         score_bytes=_score_bytes(kernel, setting),
-        launches=0 if kernel.continues or kernel.is_free else 1,
+        launches=0 if kernel.continues or kernel.is_free or joins_host else 1,
         float_inputs=_float_inputs(kernel, precision),
     )
 
@@ -110,12 +111,18 @@ def kernel_work(kernel: Kernel, precision: Precision, setting: Setting) -> Work:
 def own_converts(kernel: Kernel, precision: Precision, setting: Setting) -> Iterator[Work]:
     """Changes of format that the kernel needs whatever its neighbours execute.
 
-    The network's inputs arrive in fp32, or quantized where the runtime takes integers as they are; an integer operand
-    of a concatenation that others read too is rescaled.
+    The network's inputs arrive in fp32, or quantized where the runtime takes integers as they are; glue that runs in
+    floats between integer layers dequantizes and quantizes; an integer operand of a concatenation that others read too
+    is rescaled.
     """
     fmt = precision.activation
     arrives_as_it_is = setting.profile.overhead.float_input is not None and fmt.is_integer
-    if not kernel.is_lookup and not arrives_as_it_is:
+    if kernel.runs_in_floats:
+        # What other such glue wrote is there in floats already; an input of the network is too.
+        coded = sum(read.elements for read in kernel.reads if read.source is not None and not read.left_in_floats)
+        yield from convert_work(coded, fmt, FP32.activation, setting)
+        yield from convert_work(kernel.writes, FP32.activation, fmt, setting)
+    elif not kernel.is_lookup and not arrives_as_it_is:
         inputs = sum(read.elements for read in kernel.reads if read.source is None)
         yield from convert_work(inputs, FP32.activation, fmt, setting)
     if setting.profile.fusion.requantizes and fmt.is_integer:
@@ -129,10 +136,11 @@ def edge_work(read: Read, formats: tuple[Format, Format], setting: Setting) -> I
     """What a read costs beyond its bytes when the tensor was written in another format; nothing when it was not.
 
     formats: written in, and worked in by the reader. A fused addition whose operand has another format runs as a
-    kernel of its own where formats are changed by kernels; so does the first half of a fused attention.
+    kernel of its own where formats are changed by kernels; so does the first half of a fused attention. What glue wrote
+    that runs in floats anyway is there in floats, too.
     """
     source, target = formats
-    if source == target or read.elements == 0:
+    if source == target or read.elements == 0 or (read.left_in_floats and target == FP32.activation):
         return
     size = setting.batch * read.elements * source.bits / 8
     if read.inside:

@@ -23,12 +23,15 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
     metrics: dict[str, Any] = {"accuracy": _measured(result.measurement)}
     if validation is not None:
         metrics["accuracy_validation"] = _measured(validation)
-    metrics |= {name: {"value": value, "kind": "modelled"} for name, value in sorted(result.costs.items())}
+    about = run["targets"].get(result.target, {})
+    trust = {key: about[key] for key in ("confidence", "latency_spread") if key in about}
+    for name, value in sorted(result.costs.items()):
+        metrics[name] = {"value": value, "kind": "modelled", **(trust if name == "latency_ms" else {})}
     return {
         "schema": SCHEMA,
         "id": result.config_id,
         "model": {key: provenance[key] for key in ("model", "weights_hash") if key in provenance},
-        "target": {"name": result.target, **run["targets"].get(result.target, {})},
+        "target": {"name": result.target, **about},
         "layers": result.executed.to_json(),
         "requested_bits": point.candidate.requested.to_json(),
         "metrics": metrics,

@@ -37,8 +37,8 @@ class RunRequest:
     """What `run.json` holds: plain JSON data.
 
     spec: the resolved search spec. search: sampler and seed. provenance: `model`, `weights_hash`, `data_hash`, `metric`
-    and whatever else identifies the input. targets: name -> batch, confidence of the latency, title.
-    space: `groups`, name -> layers and bits.
+    and whatever else identifies the input. targets: name -> batch, title, and how far
+    its latency can be trusted. space: `groups`, name -> layers and bits.
     """
 
     spec: Mapping[str, Any]

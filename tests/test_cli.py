@@ -80,7 +80,7 @@ def test_estimate_has_the_keys_of_the_design_and_unknown_ones_are_absent(haq: Ha
     )
     assert set(found) <= {
         "target", "batch", "latency_ms", "size_bytes", "activation_peak_bytes", "traffic_bytes", "energy_mj", "macs",
-        "fallbacks", "unsupported",
+        "fallbacks", "unsupported", "confidence", "latency_spread",
     }  # fmt: skip
     # ResNet-18 at 224x224: 1.814 G multiply-accumulates per sample (torchvision's model card: 1.81 GFLOPS).
     assert found["macs"] == pytest.approx(32 * 1.814e9, rel=0.005)

@@ -27,9 +27,9 @@ GLUE = {"haq.api", "haq.tracecache"}
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
-    {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile"},
+    {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "trust"},
     {"engine", "nn", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "tracecache", "pricing"},
+    {"report", "tracecache", "pricing", "placing", "reasons", "explain"},
     {"api", "fitting"},
     {"profiletext"},
     {"cli"},

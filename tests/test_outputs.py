@@ -70,7 +70,9 @@ def test_a_config_says_what_is_executed_what_was_measured_and_where_it_comes_fro
     assert config["metrics"]["accuracy"]["kind"] == "measured"
     assert config["metrics"]["accuracy"]["split"] == "search"
     assert config["metrics"]["accuracy_validation"]["split"] == "validation"
-    assert config["metrics"]["latency_ms"] == {"value": point.losses[1], "kind": "modelled"}
+    assert config["metrics"]["latency_ms"] == {
+        "value": point.losses[1], "kind": "modelled", "confidence": "facts only",
+    }  # fmt: skip
     assert config["provenance"]["origin"] == point.candidate.origin
     assert config["provenance"]["data_hash"] == "d0"
 

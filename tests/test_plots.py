@@ -15,6 +15,7 @@ from haq.candidate import Candidate, TargetResult
 from haq.constraints import Constraints
 from haq.precision import Assignment, Precision
 from haq.report.plots import Panel, Picture, draw_front, front_figure, headline
+from haq.trust import Trust
 
 LAYERS = ("a", "b")
 FP32 = {"size_bytes": 8e6, "latency_ms": 2.0}
@@ -44,7 +45,9 @@ def picture(targets: tuple[str, ...] = ("a100", "mobile"), *, max_drop: float | 
         candidate(5, (4, 4), 90, targets),
     )
     limits = Constraints(max_drop_points=max_drop, max_size_bytes=6e6)
-    panels = tuple(Panel(t, f"device {t}", "facts only", found, frozenset({0, 1, 2}), limits, FP32) for t in targets)
+    panels = tuple(
+        Panel(t, f"device {t}", Trust("facts only", 0.5), found, frozenset({0, 1, 2}), limits, FP32) for t in targets
+    )
     return Picture("tiny", 8, panels)
 
 
@@ -65,7 +68,12 @@ def test_one_column_per_target_with_units_on_every_axis() -> None:
 def test_titles_say_what_was_measured_and_what_is_modelled() -> None:
     drawn = texts(front_figure(picture()))
     assert headline(picture()) == "tiny: accuracy measured (split 'search', n = 100), latency modelled"
-    for part in (headline(picture()), "a100: device a100", "mobile: device mobile", "latency modelled (facts only)"):
+    for part in (
+        headline(picture()),
+        "a100: device a100",
+        "mobile: device mobile",
+        "latency modelled +-50 % (facts only)",
+    ):
         assert part in drawn
 
 
@@ -98,7 +106,7 @@ def test_a_collapsed_candidate_does_not_squash_the_axis() -> None:
 
 
 def test_a_run_with_nothing_measured_still_draws(tmp_path: Path) -> None:
-    empty = Picture("tiny", 1, (Panel("a100", "A100", "calibrated", (), frozenset(), Constraints(), {}),))
+    empty = Picture("tiny", 1, (Panel("a100", "A100", Trust("calibrated"), (), frozenset(), Constraints(), {}),))
     draw_front(empty, tmp_path / "front.png")
     assert "no measured candidate" in texts(front_figure(empty))
 

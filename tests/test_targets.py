@@ -8,6 +8,7 @@ from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
 from haq.precision import Assignment
+from haq.trust import Trust
 
 
 def test_a_profile_executes_and_costs_what_the_hardware_package_says():
@@ -19,4 +20,4 @@ def test_a_profile_executes_and_costs_what_the_hardware_package_says():
     assert fallbacks == legalize(net, asked, profile).fallbacks
     assert target.costs(executed) == estimate(net, executed, profile, batch=8).figures()
     assert (target.name, target.batch, target.constraints) == ("tpu-v4", 8, limits)
-    assert target.confidence == profile.confidence
+    assert target.trust == Trust(profile.confidence, profile.latency_spread.value)

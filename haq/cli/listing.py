@@ -9,6 +9,7 @@ from haq.cli.show import echo, echo_json, json_option, megabytes, table
 from haq.doctor import check_up
 from haq.hardware.profile import list_profiles
 from haq.spacefile import list_spaces
+from haq.trust import Trust
 
 
 @click.command()
@@ -17,10 +18,10 @@ def targets(as_json: bool) -> None:
     """List the hardware targets that can be named; a path to your own TOML works wherever a name does."""
     profiles = list_profiles()
     if as_json:
-        echo_json([{"name": p.name, "title": p.title, "confidence": p.confidence} for p in profiles])
+        echo_json([{"name": p.name, "title": p.title, **Trust.of(p).to_json()} for p in profiles])
         return
-    rows = [(p.name, p.title, p.confidence) for p in profiles]
-    table("", ("target", "device", "latency is"), rows, left=3)
+    rows = [(p.name, p.title, p.confidence, Trust.of(p).error) for p in profiles]
+    table("", ("target", "device", "latency is", "error to expect"), rows, left=3)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from haq.errors import InputError, lookup
 from haq.front import MINIMIZE, joint_front, pick
 from haq.outputs import front_row, fronts
 from haq.rundir import Run, read_run
+from haq.trust import Trust
 
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
@@ -31,7 +32,7 @@ def front(directory: Path, target: str | None, as_json: bool) -> None:
         rows = {target: lookup(rows, target, "target of this run", where=str(directory))}
     joint = [candidate.number for candidate in joint_front(run.history.candidates)]
     if as_json:
-        echo_json({"fronts": rows, "joint": joint})
+        echo_json({"targets": run.info["targets"], "fronts": rows, "joint": joint})
         return
     for name, found in rows.items():
         show_front(run, name, found)
@@ -110,7 +111,7 @@ def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
     about = run.info["targets"][target]
     title = (
         f"{run.info['provenance'].get('model', run.path)} on {target} ({about['title']}): latency modelled "
-        f"({about['confidence']}), ms per batch of {about['batch']}; accuracy measured"
+        f"{Trust.from_json(about)}, ms per batch of {about['batch']}; accuracy measured"
     )
     columns = (
         "id", "origin", "MB", "vs FP32", "ms", "vs FP32", "accuracy", "drop, points", "95 %", "held out", "fallbacks",

@@ -58,7 +58,7 @@ def resume_command(directory: Path, *, as_json: bool, **given: str | None) -> No
 def _show(run: Run, *, as_json: bool) -> None:
     rows = front_rows(run)
     if as_json:
-        echo_json({"out": str(run.path), "fronts": rows})
+        echo_json({"out": str(run.path), "targets": run.info["targets"], "fronts": rows})
         return
     for target, found in rows.items():
         show_front(run, target, found)

@@ -61,7 +61,7 @@ def request(problem: Problem, options: SearchOptions) -> RunRequest:
         spec=problem.spec,
         search={"sampler": options.sampler, "seed": options.seed, "trials": options.trials},
         provenance=problem.provenance,
-        targets={t.name: {"batch": t.batch, "confidence": t.confidence, "title": t.title} for t in problem.targets},
+        targets={t.name: {"batch": t.batch, **t.trust.to_json(), "title": t.title} for t in problem.targets},
         space={"groups": {g.name: {"layers": list(g.layers), "bits": list(g.bits)} for g in problem.space.groups}},
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from haq.accuracy import Scores
 from haq.candidate import Fallback, TargetResult
@@ -15,12 +16,17 @@ from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
 from haq.precision import FORMATS, Assignment, Precision
 from haq.space import SearchSpace
+from haq.trust import Trust
 from haq.workload import Workload
 
 Measure = Callable[[Assignment, str], "Scores | float"]
 """(executed assignment, split) -> per-sample scores, or one number."""
 
+Population = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""(candidates, layers) places in BIT_WIDTHS, layers in the workload's order -> figures, NaN where one is unknown."""
+
 NO_LIMITS = Constraints()
+FACTS_ONLY = Trust("facts only")
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Target:
     """One target as the search sees it.
 
     legalize: bit-widths -> what the device executes, and the fallbacks. costs: executed -> figures (decision 11's keys,
-    unknown ones absent). batch, confidence and title only describe the latency.
+    unknown ones absent). batch, trust and title only describe the latency. population: the same costs of many requests
+    at once, up to rounding; where it is absent they are asked one by one.
     """
 
     name: str
@@ -36,8 +43,9 @@ class Target:
     costs: Callable[[Assignment], Mapping[str, float]]
     constraints: Constraints = NO_LIMITS
     batch: int = 1
-    confidence: str = "facts only"
+    trust: Trust = FACTS_ONLY
     title: str = ""
+    population: Population | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from haq.candidate import Fallback
 from haq.constraints import Constraints
@@ -10,20 +14,45 @@ from haq.engine.problem import NO_LIMITS, Target
 from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile
-from haq.precision import Assignment
+from haq.hardware.table import cost_table
+from haq.precision import BIT_WIDTHS, Assignment, Precision
+from haq.trust import Trust
 from haq.workload import Workload
 
 
 def profile_target(
     workload: Workload, profile: HardwareProfile, constraints: Constraints = NO_LIMITS, *, batch: int = 1
 ) -> Target:
-    """A hardware profile as a target of the search."""
+    """A hardware profile as a target of the search; what the search asks is looked up, the rest worked out."""
+    table, layers = cost_table(workload, profile, batch=batch), workload.layer_names
+    executed_as, fallback_of = _legalized(workload, profile)
 
     def to_executed(assignment: Assignment) -> tuple[Assignment, tuple[Fallback, ...]]:
-        legal = legalize(workload, assignment, profile)
-        return legal.executed, legal.fallbacks
+        if tuple(assignment) != layers or not executed_as.keys() >= set(assignment.entries):
+            legal = legalize(workload, assignment, profile)
+            return legal.executed, legal.fallbacks
+        executed = Assignment(tuple((entry[0], executed_as[entry]) for entry in assignment.entries))
+        return executed, tuple(fallback_of[entry] for entry in assignment.entries if entry in fallback_of)
 
     def costs(executed: Assignment) -> Mapping[str, float]:
-        return estimate(workload, executed, profile, batch=batch).figures()
+        levels = table.levels(executed)
+        return estimate(workload, executed, profile, batch=batch).figures() if levels is None else table.figures(levels)
 
-    return Target(profile.name, to_executed, costs, constraints, batch, profile.confidence, profile.title)
+    def population(levels: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        return table.price(levels).by_name()
+
+    return Target(profile.name, to_executed, costs, constraints, batch, Trust.of(profile), profile.title, population)
+
+
+Entry = tuple[str, "int | Precision"]
+
+
+def _legalized(workload: Workload, profile: HardwareProfile) -> tuple[dict[Entry, Precision], dict[Entry, Fallback]]:
+    """What (layer, bit-width) is executed as, and the fallbacks among them: legalizing goes layer by layer."""
+    executed: dict[Entry, Precision] = {}
+    fallbacks: dict[Entry, Fallback] = {}
+    for bits in BIT_WIDTHS:
+        legal = legalize(workload, Assignment.uniform(workload.layer_names, bits), profile)
+        executed |= {(layer, bits): legal.executed.precision(layer) for layer in workload.layer_names}
+        fallbacks |= {(fallback.layer, bits): fallback for fallback in legal.fallbacks}
+    return executed, fallbacks

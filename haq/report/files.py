@@ -9,6 +9,7 @@ from haq.report.plots import Panel, Picture, draw_front
 from haq.rundir import Run
 from haq.spec import Spec, spec_from
 from haq.textfile import write_atomically
+from haq.trust import Trust
 
 PICTURE_FILE, BRIEF_FILE = "front.png", "brief.txt"
 
@@ -37,4 +38,4 @@ def _panel(run: Run, target: str, limits: Constraints) -> Panel:
     about = run.info["targets"][target]
     members = frozenset(point.candidate.number for point in front(run.history.candidates, target))
     fp32 = run.history.baseline.costs[target] if run.history.baseline else {}
-    return Panel(target, about["title"], about["confidence"], run.history.candidates, members, limits, fp32)
+    return Panel(target, about["title"], Trust.from_json(about), run.history.candidates, members, limits, fp32)

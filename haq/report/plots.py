@@ -18,6 +18,7 @@ from haq.accuracy import Measurement
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import Constraints
 from haq.pareto import non_dominated
+from haq.trust import Trust
 
 FRONT, DOMINATED, INFEASIBLE, LIMIT, BASELINE = "#0b5fa5", "#9aa3ad", "#c98b8b", "#d9822b", "#222222"
 DPI = 150
@@ -27,14 +28,14 @@ UNIFORM_8 = "seed:uniform8"
 
 @dataclass(frozen=True)
 class Panel:
-    """One target's column. confidence: of the modelled latency. front: numbers of the candidates on its front.
+    """One target's column. trust: in the modelled latency. front: numbers of the candidates on its front.
 
     fp32_costs: figures of the legalized FP32 model there, empty when nothing was measured yet.
     """
 
     target: str
     title: str
-    confidence: str
+    trust: Trust
     candidates: tuple[Candidate, ...]
     front: frozenset[int]
     limits: Constraints
@@ -99,7 +100,7 @@ def headline(picture: Picture) -> str:
 
 
 def _device(panel: Panel) -> str:
-    return f"{panel.target}: {panel.title}\nlatency modelled ({panel.confidence})"
+    return f"{panel.target}: {panel.title}\nlatency modelled {panel.trust}"
 
 
 def _draw_panel(axes: Axes, panel: Panel, axis: _Axis) -> None:

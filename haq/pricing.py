@@ -15,6 +15,7 @@ from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile, load_profile
 from haq.hardware.size import fp32_size_bytes
 from haq.precision import BIT_WIDTHS, Assignment
+from haq.trust import Trust
 from haq.workload import Workload
 
 
@@ -36,38 +37,9 @@ class Estimate:
         """Op -> how often it occurs without a price."""
         return dict(Counter(op.op for op in self.workload.unsupported))
 
-    def explain(self) -> list[dict[str, Any]]:
-        """Where the latency goes, slowest first; the rows add up to the whole.
-
-        kind: `layer`, `glue`, `convert` (one tensor between two layers) or `inference` (the fixed cost of a batch).
-        """
-        total = self.cost.latency_ms
-        rows: list[dict[str, Any]] = [
-            {
-                "name": part.layer, "kind": kind, "executed": str(part.precision), "bound": part.bound,
-                "latency_ms": part.latency_ms, "compute_ms": part.compute_ms, "memory_ms": part.memory_ms,
-                "overhead_ms": part.overhead_ms, "convert_ms": part.convert_ms, "traffic_bytes": part.traffic_bytes,
-                "size_bytes": part.weight_bytes,
-            }
-            for kind, parts in (("layer", self.cost.layers), ("glue", self.cost.glue))
-            for part in parts
-        ]  # fmt: skip
-        rows += [
-            {
-                "name": f"{c.source} -> {c.consumer}", "kind": "convert",
-                "executed": f"{c.from_format} -> {c.to_format}",
-                "bound": "convert", "latency_ms": c.latency_ms,
-            }
-            for c in self.cost.converts
-        ]  # fmt: skip
-        if self.cost.per_inference_ms:
-            fixed = self.cost.per_inference_ms
-            rows.append({"name": "per batch", "kind": "inference", "bound": "overhead", "latency_ms": fixed})
-        return sorted(({**row, "share": row["latency_ms"] / total} for row in rows), key=lambda row: -row["latency_ms"])
-
     def to_json(self) -> dict[str, Any]:
-        """The keys of decision 11; what is unknown is absent."""
-        return self.cost.to_json(self.fallbacks, self.workload.unsupported)
+        """The keys of decision 11, and how far the latency can be trusted; what is unknown is absent."""
+        return {**self.cost.to_json(self.fallbacks, self.workload.unsupported), **Trust.of(self.profile).to_json()}
 
 
 def price(workload: Workload, target: str, choice: int | Assignment | Path, *, batch: int) -> Estimate:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from haq.cli.show import change, echo, echo_json, json_option, megabytes, milliseconds, table
+from haq.cli.explained import explained_json, show_explained
+from haq.cli.show import change, echo, echo_json, json_option, milliseconds, table
 from haq.errors import InputError
 from haq.pricing import Estimate, price
 from haq.spacefile import SpaceFile, load_space, with_input, with_seq_len
 from haq.tracecache import workload_of
-
-EXPLAINED = 25
-"""How many of the slowest parts `--explain` lists."""
+from haq.trust import Trust
 
 
 @click.command()
@@ -24,7 +23,7 @@ EXPLAINED = 25
 @click.option("--config", type=click.Path(path_type=Path), help="A haq.config/v1 file, or JSON of layer: bits.")
 @click.option("--input", "shape", metavar="CxHxW", help="Another input shape per sample, such as 3x160x160.")
 @click.option("--seq-len", type=click.IntRange(min=1), help="Another number of tokens per sample.")
-@click.option("--explain", is_flag=True, help="Also list the slowest parts and what bounds each.")
+@click.option("--explain", is_flag=True, help="Also say what bounds each part, and why fewer bits do not help.")
 @json_option
 def estimate(
     space: str,
@@ -44,11 +43,16 @@ def estimate(
     choice: int | Path = int(bits) if bits is not None else config or Path()
     found = price(workload_of(_shaped(load_space(space), shape, seq_len)), target, choice, batch=batch)
     if as_json:
-        echo_json({**found.to_json(), **({"parts": found.explain()} if explain else {})})
+        echo_json({**found.to_json(), **({"parts": explained_json(found)} if explain else {})})
         return
     _show(found)
     if explain:
-        _show_layers(found)
+        show_explained(found)
+
+
+def _trust(found: Estimate) -> str:
+    trust = Trust.of(found.profile)
+    return str(trust) if trust.latency_spread is not None else f"of unknown error {trust}"
 
 
 def _shaped(space: SpaceFile, shape: str | None, seq_len: int | None) -> SpaceFile:
@@ -76,8 +80,8 @@ def _show(found: Estimate) -> None:
         compared = (f"{reference * scale:.4g}", change(value, reference)) if reference is not None else ("", "")
         rows.append((name, f"{value * scale:.4g}", *compared))
     table(
-        f"{found.workload.name} on {found.profile.name}: {found.profile.title} (latency modelled: "
-        f"{found.profile.confidence})",
+        f"{found.workload.name} on {found.profile.name}: {found.profile.title}\n"
+        f"latency modelled: {milliseconds(found.cost.latency_ms)} ms, {_trust(found)}",
         ("figure", "asked", "FP32 there", "change"),
         rows,
     )
@@ -89,22 +93,6 @@ def _show(found: Estimate) -> None:
         )
     for op, count in found.unsupported_counts().items():
         echo(f"not priced: {op} ({count} times); the totals leave it out")
-
-
-def _show_layers(found: Estimate) -> None:
-    rows = [
-        (
-            row["name"],
-            row["kind"],
-            row.get("executed", ""),
-            row["bound"],
-            milliseconds(row["latency_ms"]),
-            f"{100 * row['share']:.1f} %",
-            megabytes(row["size_bytes"]) if row["kind"] == "layer" else "",
-        )
-        for row in found.explain()[:EXPLAINED]
-    ]
-    table("slowest first", ("part", "kind", "executed", "bound by", "ms", "share", "MB"), rows, left=4)
 
 
 COMMANDS = (estimate,)

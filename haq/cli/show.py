@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+FILE_WIDTH = 160
+"""Columns of a table that goes into a file or a pipe."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
@@ -25,11 +29,24 @@ def echo(text: str) -> None:
     click.echo(text)
 
 
+def line_width() -> int:
+    """How many columns a table may take: the terminal's, or the wide lines of a file."""
+    console = Console()
+    return console.width if console.is_terminal else FILE_WIDTH
+
+
+def paragraph(text: str) -> None:
+    """Print a text that is indented and wrapped in a terminal; a file gets one line."""
+    if not Console().is_terminal:
+        click.echo(f"  {text}")
+        return
+    lines = textwrap.wrap(text, min(line_width(), 100) - 4, break_on_hyphens=False, break_long_words=False)
+    click.echo(textwrap.indent("\n".join(lines), "    ").removeprefix("  "))
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
     """Print a title line and a table; its first `left` columns are text, the others numbers. A file gets wide lines."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    console = Console(highlight=False, width=line_width())
     if title:
         click.echo(title)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -12,6 +12,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from haq.errors import InputError, lookup
 from haq.precision import BIT_WIDTHS, Assignment
@@ -65,6 +69,24 @@ class SearchSpace:
             layer: group.bits[level] for group, level in zip(self.groups, levels, strict=True) for layer in group.layers
         }
         return Assignment.of({layer: bits[layer] for layer in self.layers})
+
+    def layer_levels(self, points: ArrayLike) -> NDArray[np.uint8]:
+        """(points, layers) the place in BIT_WIDTHS of what each layer takes: the levels of a CostTable.
+
+        points: (points, groups) one level per group.
+        """
+        group_of, place = self._places
+        taken: NDArray[np.uint8] = place[np.arange(len(self.groups)), np.asarray(points)][:, group_of]
+        return taken
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """(layers,) the group of each layer, and (groups, levels) the place in BIT_WIDTHS."""
+        group_of = {layer: i for i, group in enumerate(self.groups) for layer in group.layers}
+        place = np.zeros((len(self.groups), len(BIT_WIDTHS)), dtype=np.uint8)
+        for i, group in enumerate(self.groups):
+            place[i, : len(group.bits)] = [BIT_WIDTHS.index(bits) for bits in group.bits]
+        return np.array([group_of[layer] for layer in self.layers], dtype=np.intp), place
 
     def levels(self, assignment: Assignment) -> tuple[int, ...]:
         """The inverse of `assignment`; raises InputError when the assignment lies outside the space."""

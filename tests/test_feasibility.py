@@ -3,16 +3,20 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_fakes import problem, target, workload
+from nets import residual
+from search_fakes import Accuracy, problem, target, workload
 
 from haq.constraints import Constraints
 from haq.engine.feasibility import descend, reachable_levels
-from haq.engine.problem import baseline_costs
+from haq.engine.problem import Problem, baseline_costs
 from haq.engine.seeds import seeds
+from haq.engine.targets import profile_target
 from haq.errors import InfeasibleError, InputError
+from haq.hardware.profile import load_profile
 from haq.space import Rule, build_space
 
 
@@ -100,6 +104,29 @@ def test_the_smallest_latency_found_is_never_above_a_seeds():
         reachable_levels(asked, baseline_costs(asked), starts)
 
 
+@pytest.mark.parametrize("name", ["a100", "mobile", "tpu-v4", "reference"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Constraints(max_latency_ms=1e-6, max_size_bytes=1),
+        Constraints(max_latency_rise_ms=-1e3, max_memory_bytes=1),
+        Constraints(max_size_bytes=39_000, max_drop_points=1),
+    ],
+)
+def test_a_table_and_one_price_at_a_time_lead_to_the_same_end(name, limits):
+    net = residual()
+    fast = profile_target(net, load_profile(name), limits)
+    space = build_space(net, pins={"b": 16})
+    ends = []
+    for limited in (fast, replace(fast, population=None)):
+        asked = Problem(net, space, (limited,), Accuracy())
+        try:
+            ends.append(reachable_levels(asked, baseline_costs(asked), (space.uniform(32),)))
+        except InfeasibleError as error:
+            ends.append(str(error))
+    assert ends[0] == ends[1]
+
+
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=4), min_size=4, max_size=4), st.integers(0, 255))
 def test_descent_is_exact_where_groups_add_up(table, start):
@@ -107,4 +134,23 @@ def test_descent_is_exact_where_groups_add_up(table, start):
     loss = lambda levels: float(sum(row[level] for row, level in zip(table, levels, strict=True)))  # noqa: E731
     best = min(loss(levels) for levels in itertools.product(range(4), repeat=4))
     begin = tuple((start // 4**i) % 4 for i in range(4))
-    assert loss(descend(space, begin, loss)) == best
+    found = descend(space, begin, lambda points: np.array([loss(levels) for levels in points.tolist()]))
+    assert loss(found) == best
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 5), min_size=18, max_size=18), st.integers(0, 17))
+def test_descent_goes_group_by_group_whatever_the_loss(values, start):
+    allowed = ((4, 8), (8, 16, 32), (4, 8, 16))
+    space = build_space(workload(("a", "b", "c")), tuple(map(Rule, "abc", allowed)))
+    table = np.array(values, dtype=float).reshape(2, 3, 3)
+    begin = tuple(map(int, np.unravel_index(start, table.shape)))
+    levels, improved = begin, True
+    while improved and table[levels] > 0:
+        improved = False
+        for group, bits in enumerate(allowed):
+            for level in range(len(bits)):
+                trial = (*levels[:group], level, *levels[group + 1 :])
+                if table[trial] < table[levels]:
+                    levels, improved = trial, True
+    assert descend(space, begin, lambda points: table[tuple(points.T)]) == levels

@@ -46,6 +46,15 @@ def test_pins_win_over_rules_and_leave_nothing_to_choose():
     assert space.size == 2**3
 
 
+def test_levels_of_groups_become_places_of_layers_among_all_widths():
+    space = build_space(
+        workload(RESNET), (Rule("*", (8, 32)), Rule("fc", (16,))), (("layer1.*",), ("conv1", "*.0.downsample.0"))
+    )
+    points = [[0, 1, 0, 0], [1, 0, 1, 0]]
+    for point, places in zip(points, space.layer_levels(points), strict=True):
+        assert space.assignment(point) == Assignment.of(dict(zip(RESNET, (BIT_WIDTHS[i] for i in places), strict=True)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "nearest"),
     [

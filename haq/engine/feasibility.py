@@ -5,94 +5,142 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from haq.constraints import LIMIT_OF, called, shown
-from haq.engine.problem import Problem, Target, figures
+from haq.engine.problem import Population, Problem, Target
 from haq.errors import InfeasibleError, InputError
 from haq.precision import BIT_WIDTHS, Assignment
-from haq.space import SearchSpace
+from haq.space import Group, SearchSpace
 
-Loss = Callable[[tuple[int, ...]], float]
+Levels = tuple[int, ...]
+Floats = NDArray[np.float64]
+Losses = Callable[[NDArray[np.intp]], Floats]
+"""(points, groups) levels -> one loss per point."""
 
 
 def reachable_levels(
-    problem: Problem, base: Mapping[str, Mapping[str, float]], starts: tuple[tuple[int, ...], ...]
-) -> dict[str, tuple[int, ...]]:
+    problem: Problem, base: Mapping[str, Mapping[str, float]], starts: tuple[Levels, ...]
+) -> dict[str, Levels]:
     """Target -> levels that meet its limits on cost, for targets where none of `starts` does.
 
     Raises InfeasibleError when no assignment was found for a target, InputError when a limited figure is unknown there.
     """
     found = {}
     for target in problem.targets:
-        excess = _excess(problem.space, target, base[target.name])
         if not _cost_limits(target):
             continue
-        best = min(starts, key=excess)
-        if excess(best) == 0:
+        # The target's own costs have the last word: a population may differ from them in the last digit.
+        excess = _excess(problem, target, base[target.name], _one_by_one(problem, target))
+        values = excess(np.array(starts))
+        if values.min() == 0:
             continue
-        levels = descend(problem.space, best, excess)
-        if excess(levels) > 0:
+        fast = _excess(problem, target, base[target.name], _population(problem, target))
+        levels = descend(problem.space, starts[int(values.argmin())], fast)
+        if excess(np.array([levels]))[0] > 0:
             raise InfeasibleError(_explain(problem, target, base[target.name], (*starts, levels)))
         found[target.name] = levels
     return found
 
 
-def descend(space: SearchSpace, start: tuple[int, ...], loss: Loss) -> tuple[int, ...]:
-    """The levels at which no change of a single group lowers the loss: exact where groups add up, as sizes do."""
-    levels, best = start, loss(start)
+def descend(space: SearchSpace, start: Levels, losses: Losses) -> Levels:
+    """The levels at which no change of a single group lowers the loss: exact where groups add up, as sizes do.
+
+    Group by group takes its best level. The changes of several groups are asked at once, twice as many each time that
+    none of them is better.
+    """
+    group_of = np.repeat(np.arange(len(space.groups)), [len(group.bits) for group in space.groups])
+    level_of = np.concatenate([np.arange(len(group.bits)) for group in space.groups])
+    levels = np.array(start)
+    best = losses(levels[None])[0]
     improved = True
     while improved and best > 0:
-        improved = False
-        for index, group in enumerate(space.groups):
-            for level in range(len(group.bits)):
-                trial = (*levels[:index], level, *levels[index + 1 :])
-                if level != levels[index] and (value := loss(trial)) < best:
-                    levels, best, improved = trial, value, True
-    return levels
+        improved, group, ahead = False, 0, 1
+        while group < len(space.groups):
+            asked = np.flatnonzero((group_of >= group) & (group_of < group + ahead))
+            trials = np.tile(levels, (len(asked), 1))
+            trials[np.arange(len(asked)), group_of[asked]] = level_of[asked]
+            values = losses(trials)
+            better = np.flatnonzero(values < best)
+            if not len(better):
+                group, ahead = group + ahead, 2 * ahead
+                continue
+            moved = group_of[asked[better[0]]]
+            chosen = better[values[better[group_of[asked[better]] == moved]].argmin()]
+            levels, best, improved = trials[chosen], values[chosen], True
+            group, ahead = moved + 1, 1
+    return tuple(levels.tolist())
+
+
+def _population(problem: Problem, target: Target) -> Population:
+    """What prices many requests on the target, in whatever way it can."""
+    return _one_by_one(problem, target) if target.population is None else target.population
+
+
+def _one_by_one(problem: Problem, target: Target) -> Population:
+    """The target's own costs as a population."""
+
+    def price(levels: NDArray[np.uint8]) -> dict[str, Floats]:
+        costs = []
+        for row in levels.tolist():
+            bits = (BIT_WIDTHS[place] for place in row)
+            request = Assignment.of(dict(zip(problem.space.layers, bits, strict=True)))
+            costs.append(target.costs(target.legalize(request)[0]))
+        names = dict.fromkeys(name for row in costs for name in row)
+        return {name: np.array([row.get(name, np.nan) for row in costs], dtype=np.float64) for name in names}
+
+    return price
 
 
 def _cost_limits(target: Target) -> dict[str, float]:
     return {limit: b for limit, b in target.constraints.set_limits().items() if limit != "max_drop_points"}
 
 
-def _cost(target: Target, assignment: Assignment, base: Mapping[str, float]) -> dict[str, float]:
-    return figures(target.costs(target.legalize(assignment)[0]), base)
+def _costs(price: Population, levels: NDArray[np.uint8], base: Mapping[str, float]) -> dict[str, Floats]:
+    """What limits are judged on, but for the drop; levels: (requests, layers) as a Population takes them."""
+    costs = price(levels)
+    return {**costs, "latency_rise_ms": costs["latency_ms"] - base["latency_ms"]}
 
 
-def _excess(space: SearchSpace, target: Target, base: Mapping[str, float]) -> Loss:
+def _excess(problem: Problem, target: Target, base: Mapping[str, float], price: Population) -> Losses:
     """The sum of relative excesses over the target's limits on cost; 0 when all hold."""
     limits = _cost_limits(target)
+    # A latency rise may be negative or limited to 0, hence the scale by the baseline there.
+    scale = {"max_latency_rise_ms": base["latency_ms"]}
 
-    def loss(levels: tuple[int, ...]) -> float:
-        cost = _cost(target, space.assignment(levels), base)
-        for limit in limits:
-            if LIMIT_OF[limit] not in cost:
+    def losses(points: NDArray[np.intp]) -> Floats:
+        costs = _costs(price, problem.space.layer_levels(points), base)
+        total = np.zeros(len(points))
+        for limit, bound in limits.items():
+            values = costs.get(LIMIT_OF[limit])
+            if values is None or np.isnan(values).any():
                 raise InputError(
                     f"{LIMIT_OF[limit]} is unknown on this target, so its limit cannot be judged",
                     where=f"target {target.name!r}",
-                    got=f"{limit} {limits[limit]:g}",
+                    got=f"{limit} {bound:g}",
                     expected="limits on what the profile can give",
                 )
-        # A latency rise may be negative or limited to 0, hence the scale by the baseline there.
-        scale = {"max_latency_rise_ms": base["latency_ms"]}
-        return sum(max(0.0, cost[LIMIT_OF[n]] - bound) / max(scale.get(n, bound), 1e-9) for n, bound in limits.items())
+            total += np.maximum(0.0, values - bound) / max(scale.get(limit, bound), 1e-9)
+        return total
 
-    return loss
+    return losses
 
 
-def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts: tuple[tuple[int, ...], ...]) -> str:
+def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts: tuple[Levels, ...]) -> str:
     """One line: each limit with the smallest value that can be reached alone, and what blocks more."""
-    space, parts = problem.space, []
+    space, price, parts = problem.space, _population(problem, target), []
     for limit, bound in _cost_limits(target).items():
         figure = LIMIT_OF[limit]
-
-        def loss(levels: tuple[int, ...], figure: str = figure) -> float:
-            return _cost(target, space.assignment(levels), base)[figure]
-
         # A latency rise may be negative, where `descend` would stop: shifted by the baseline it is a latency.
         shift = base["latency_ms"] if limit == "max_latency_rise_ms" else 0.0
-        smallest = descend(space, min(starts, key=loss), lambda levels, f=loss, s=shift: f(levels) + s)  # type: ignore[misc]
+
+        def losses(points: NDArray[np.intp], figure: str = figure, shift: float = shift) -> Floats:
+            return _costs(price, space.layer_levels(points), base)[figure] + shift
+
+        smallest = descend(space, starts[int(losses(np.array(starts)).argmin())], losses)
         word = "smallest reachable" if figure == "size_bytes" else "smallest found"
-        value = loss(smallest)
+        value = float(losses(np.array([smallest]), shift=0.0)[0])
         name = called(figure)
         parts.append(f"{name} limit {shown(figure, bound)}: {word} {name} is {shown(figure, value)}")
         if value > bound:
@@ -102,21 +150,24 @@ def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts
     return f"limits cannot be met on {target.name}: {'; '.join(parts)}"
 
 
-def _blockers(
-    problem: Problem, target: Target, base: Mapping[str, float], levels: tuple[int, ...], figure: str
-) -> list[str]:
+def _blockers(problem: Problem, target: Target, base: Mapping[str, float], levels: Levels, figure: str) -> list[str]:
     """What pins and rules cost in this figure, and where the target falls back to something wider."""
-    assignment = problem.space.assignment(levels)
-    now = _cost(target, assignment, base)[figure]
-    gains: list[tuple[float, str]] = []
-    for group in problem.space.groups:
-        freed = {b: Assignment.of({**assignment, **dict.fromkeys(group.layers, b)}) for b in BIT_WIDTHS}
-        saved = {b: now - _cost(target, freed[b], base)[figure] for b in BIT_WIDTHS if b not in group.bits}
-        bits = max(saved, key=lambda b: saved[b], default=group.bits[0])
-        if saved.get(bits, 0.0) > 0:
-            allowed, gain = "/".join(map(str, group.bits)), shown(figure, saved[bits])
-            gains.append((saved[bits], f"{group.name} is limited to {allowed} bits ({bits} would save {gain})"))
+    space = problem.space
+    freed = [(group, bits) for group in space.groups for bits in BIT_WIDTHS if bits not in group.bits]
+    requests = np.repeat(space.layer_levels([levels]), 1 + len(freed), axis=0)
+    column = {layer: i for i, layer in enumerate(space.layers)}
+    for request, (group, bits) in zip(requests[1:], freed, strict=True):
+        request[[column[layer] for layer in group.layers]] = BIT_WIDTHS.index(bits)
+    values = _costs(_population(problem, target), requests, base)[figure]
+    saved: dict[Group, tuple[float, int]] = {}
+    for (group, bits), gain in zip(freed, (values[0] - values[1:]).tolist(), strict=True):
+        if gain > saved.get(group, (0.0, 0))[0]:
+            saved[group] = gain, bits
+    gains = []
+    for group, (gain, bits) in saved.items():
+        allowed, won = "/".join(map(str, group.bits)), shown(figure, gain)
+        gains.append((gain, f"{group.name} is limited to {allowed} bits ({bits} would save {won})"))
     parts = [text for _, text in sorted(gains, reverse=True)[:3]]
-    narrowest = problem.space.assignment(problem.space.uniform(4))
+    narrowest = space.assignment(space.uniform(4))
     reasons = Counter(f"{f.requested} runs as {f.executed} ({f.reason})" for f in target.legalize(narrowest)[1])
     return parts + [f"on {count} layers {reason}" for reason, count in reasons.most_common(2)]

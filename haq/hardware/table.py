@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +35,16 @@ class Figures:
     traffic_bytes: Floats
     energy_mj: Floats
     macs: int
+
+    def by_name(self) -> dict[str, NDArray[Any]]:
+        """The figures that differ between candidates, by their names in every haq file."""
+        return {
+            "latency_ms": self.latency_ms,
+            "size_bytes": self.size_bytes,
+            "activation_peak_bytes": self.activation_peak_bytes,
+            "traffic_bytes": self.traffic_bytes,
+            "energy_mj": self.energy_mj,
+        }
 
     def row(self, candidate: int) -> dict[str, float]:
         """One candidate's figures by their names in every haq file; what is unknown is absent."""

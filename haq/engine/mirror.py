@@ -90,6 +90,10 @@ def _connect(url: str) -> RDBStorage:
         if url.startswith("sqlite"):
             with storage.engine.connect() as connection:  # a third of the default's time per trial
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        # Optuna looks something up for every parameter of a trial. Unless told otherwise, SQLAlchemy writes before each
+        # look-up; all at once, when the trial is complete, takes two thirds of the time.
+        storage.remove_session()
+        storage.scoped_session.configure(autoflush=False)
     except (ImportError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise InputError(
             "cannot open the storage",

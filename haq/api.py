@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from haq.constraints import Constraints
 from haq.errors import InputError
 from haq.hardware.profile import HardwareProfile, load_profile
+from haq.hardware.size import fp32_size_bytes
+from haq.hardware.table import cost_table
 from haq.pricing import Estimate, price
+from haq.regret import RegretMatrix, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
 from haq.resources import shipped_names
 from haq.rundir import RUN_FILE, Run, read_run
 from haq.space import Rule, build_space
 from haq.spacefile import FOLDER, load_space
 from haq.spec import Scope, Spec, spec_from
 from haq.tracecache import workload_of
+from haq.workload import Workload
 
 if TYPE_CHECKING:  # names for annotations only; at run time they would load torch
     from torch import nn
@@ -59,11 +64,78 @@ def resume(directory: Path, given: Mapping[str, str], progress: Progress) -> Run
     code and no file is loaded because a run directory, which people pass around, names it. Hashes are checked.
     """
     spec = spec_from(read_run(directory).info["spec"], where=f"{directory}/run.json")
+    return search_spec(spec, directory, progress, _sources(spec, directory, given, ("model", "weights", "data")))
+
+
+def workload_of_run(run: Run, given: Mapping[str, str]) -> Workload:
+    """The network of a run, traced anew; shipped spaces need nothing, the user's own `space` and `model` come again.
+
+    Raises InputError when something is not given again, or when the traced network is another than the run measured.
+    """
+    spec = spec_from(run.info["spec"], where=f"{run.path}/run.json")
+    sources = _sources(spec, run.path, given, ("model",))
+    workload = workload_of(load_space(sources.space), sources.model)
+    for target, costs in (run.history.baseline.costs if run.history.baseline else {}).items():
+        macs = run.info["targets"][target]["batch"] * workload.macs
+        for figure, traced in (("size_bytes", fp32_size_bytes(workload)), ("macs", macs)):
+            if costs.get(figure, traced) != traced:
+                raise InputError(
+                    f"the network is not the one of the run: {figure} of FP32 differs", where=str(run.path),
+                    got=traced, expected=f"{costs[figure]:.0f}",
+                )  # fmt: skip
+    return workload
+
+
+def regret_of_run(run: Run, limits: Constraints, minimize: str, given: Mapping[str, str]) -> tuple[RegretMatrix, str]:
+    """What each target's best point of a run costs on its other targets, and a note on the prices, or no text.
+
+    Prices are the run's own unless a profile has changed since; they are then today's, which takes the network:
+    `given` as in `workload_of_run`.
+    """
+    spec, history = spec_from(run.info["spec"], where=f"{run.path}/run.json"), run.history
+    choices = choices_of_run(history, run.targets, limits, minimize)
+    profiles = dict(zip(run.targets, map(load_profile, spec.hardware.targets), strict=True))
+    then = run.info["provenance"].get("profiles", {})
+    changed = [name for name, profile in profiles.items() if then.get(name) != _content_hash(profile)]
+    if not changed:
+        return regret_matrix(choices, minimize, as_recorded(history), history), ""
+    differ = f"profiles that have changed since the run: {', '.join(changed)}"
+    if _was_in_memory(spec):
+        note = f"{differ}; its network was in memory, so prices are as it recorded them"
+        return regret_matrix(choices, minimize, as_recorded(history), history), note
+    batches = {target: about["batch"] for target, about in run.info["targets"].items()}
+    today = priced_now(workload_of_run(run, given), profiles, batches)
+    return regret_matrix(choices, minimize, today, history), f"{differ}; prices are today's"
+
+
+def regret_by_cost(
+    space: str, targets: Sequence[str], minimize: str, *, batch: int = 1, max_size_bytes: float | None = None
+) -> RegretMatrix:
+    """What each target's cheapest assignment costs on the others; accuracy is not in it.
+
+    Raises InputError on wrong names, InfeasibleError when nothing is small enough.
+    """
+    profiles = {profile.name: profile for profile in map(load_profile, targets)}
+    found = load_space(space)
+    workload = workload_of(found)
+    rules = tuple(Rule(rule.layers, rule.bits) for rule in found.rules)
+    allowed = build_space(workload, rules, tuple(group.layers for group in found.groups))
+    tables = [cost_table(workload, profile, batch=batch) for profile in profiles.values()]
+    choices = [cheapest(table, allowed, minimize, max_size_bytes) for table in tables]
+    return regret_matrix(choices, minimize, priced_now(workload, profiles, dict.fromkeys(profiles, batch)))
+
+
+def _was_in_memory(spec: Spec) -> bool:
+    return spec.scope.space not in shipped_names(FOLDER) and not spec.scope.space.endswith(".toml")
+
+
+def _sources(spec: Spec, directory: Path, given: Mapping[str, str], needed: Sequence[str]) -> Scope:
+    """Where the parts of a run are loaded from: what came from outside haq, its space and `needed`, is given again."""
     asked = spec.scope.model_dump(exclude_none=True)
-    external: list[str] = [key for key in ("model", "weights", "data") if key in asked]
+    external: list[str] = [key for key in needed if key in asked]
     if spec.scope.space not in shipped_names(FOLDER):
         external.insert(0, "space")
-        if not spec.scope.space.endswith(".toml"):
+        if _was_in_memory(spec):
             raise InputError(
                 "the run was started from Python with a model in memory", where=str(directory), got=spec.scope.space,
                 expected="haq.search(...) with the same arguments and the same out",
@@ -80,7 +152,7 @@ def resume(directory: Path, given: Mapping[str, str], progress: Progress) -> Run
                 f"the run has no {key} of the user's", where=str(directory), expected=f"no --{key}",
                 way_out="a different search needs another --out",
             )  # fmt: skip
-    return search_spec(spec, directory, progress, Scope.model_validate({**asked, **given}))
+    return Scope.model_validate({**asked, **given})
 
 
 def search(

@@ -16,20 +16,21 @@ from haq.workload import Workload
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def workload_of(space: SpaceFile) -> Workload:
+def workload_of(space: SpaceFile, model: str | None = None) -> Workload:
     """The space's network as a workload, traced on the meta device with batch norms folded, or read from the cache.
 
+    model: the user's own `package.module:factory` in place of the space's.
     Only shipped spaces are cached: all the code they depend on is known and part of the key. A user's factory may
     import anything, and a stale trace would be a silently wrong price.
     """
-    is_shipped = space.path.parent == shipped(FOLDER).resolve() or space.path.parent == shipped(FOLDER)
+    is_shipped = model is None and space.path.parent in (shipped(FOLDER).resolve(), shipped(FOLDER))
     path = cache_dir() / "traces" / f"{space.name}-{trace_key(space)}.json"
     if is_shipped and path.is_file():
         try:
             return Workload.from_json(path.read_text())
         except (ValueError, KeyError, TypeError):
             path.unlink(missing_ok=True)  # a damaged cache file costs a new trace, nothing else
-    workload = _trace(space)
+    workload = _trace(space, model)
     if is_shipped:
         diskcache.write_atomically(path, workload.to_json())
         diskcache.trim()
@@ -56,11 +57,11 @@ def _code() -> Iterator[Path]:
     yield from sorted(shipped(FOLDER).glob("*.py"))
 
 
-def _trace(space: SpaceFile) -> Workload:
+def _trace(space: SpaceFile, model: str | None) -> Workload:
     # torch loads here, and only when nothing is cached
     from haq.nn.bundle import load_bundle
     from haq.nn.fold import fold_batch_norm
     from haq.nn.trace import trace
 
-    bundle = load_bundle(space, with_data=False)
-    return trace(fold_batch_norm(bundle.model, bundle.example), bundle.example, name=space.name)
+    bundle = load_bundle(space, model=model, with_data=False)
+    return trace(fold_batch_norm(bundle.model, bundle.example), bundle.example, name=bundle.name)

@@ -29,7 +29,7 @@ LAYERS = (
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "trust"},
     {"engine", "nn", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "tracecache", "pricing", "placing", "reasons", "explain"},
+    {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
     {"api", "fitting"},
     {"profiletext"},
     {"cli"},

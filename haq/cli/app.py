@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import calibrate, estimate, listing, results, run
+from haq.cli import calibrate, compare, estimate, listing, results, run
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -32,6 +32,7 @@ for _command in (
     *estimate.COMMANDS,
     *run.COMMANDS,
     *results.COMMANDS,
+    *compare.COMMANDS,
     *calibrate.COMMANDS,
 ):
     cli.add_command(_command)

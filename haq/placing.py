@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from haq.hardware.cost import ConvertCost, convert_cost, plan
 from haq.hardware.legalize import execution, meaning
-from haq.hardware.roofline import LayerCost, kernel_cost
+from haq.hardware.roofline import LayerCost, kernel_cost, seconds
 from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.work import FP32, Setting, Work, kernel_work
@@ -50,10 +50,7 @@ class Width:
 
 @dataclass(frozen=True)
 class Case:
-    """One layer as it runs now, and at each of the four bit-widths, narrowest first.
-
-    work: of its kernel as it runs now.
-    """
+    """One layer as it runs now, and at each of the four bit-widths, narrowest first."""
 
     layer: LayerSpec
     kernel: Kernel
@@ -63,7 +60,15 @@ class Case:
 
     @property
     def work(self) -> Work:
+        """What its kernel does as it runs now."""
         return kernel_work(self.kernel, self.now.precision, self.setting)
+
+    @property
+    def to_ms(self) -> float:
+        """From the seconds of the roofline to the milliseconds of `now`, which a measured table may have corrected."""
+        modelled_s = seconds(self.work, self.setting.profile)
+        spent_ms = self.now.kernel.latency_ms - self.now.kernel.convert_ms
+        return spent_ms / modelled_s if modelled_s else 1e3
 
     @property
     def up_to_now(self) -> tuple[Width, ...]:

@@ -103,7 +103,7 @@ def memory_bound(case: Case) -> list[Reason]:
     if cost.bound != "memory":
         return []
     times = (cost.memory_ms, cost.latency_ms)
-    scores_ms = 1e3 * memory_seconds(replace(work, dram_bytes=0.0, on_chip_bytes=0.0), case.setting.profile)
+    scores_ms = case.to_ms * memory_seconds(replace(work, dram_bytes=0.0, on_chip_bytes=0.0), case.setting.profile)
     if scores_ms > cost.memory_ms / 2:
         detail = "{0} of {1} {unit} are spent on fp32 scores, whatever the operands"
         return [Reason("scores of the fused attention", detail, scores_ms, (scores_ms, cost.latency_ms))]
@@ -121,7 +121,7 @@ def memory_bound(case: Case) -> list[Reason]:
 def vector_bound(case: Case) -> list[Reason]:
     """Finishing results in the vector unit, which knows no bit-widths, takes longer than multiplying."""
     cost = case.now.kernel
-    finish_ms = 1e3 * compute_seconds(replace(case.work, operations=0.0), case.setting.profile)
+    finish_ms = case.to_ms * compute_seconds(replace(case.work, operations=0.0), case.setting.profile)
     if cost.bound != "compute" or finish_ms <= cost.compute_ms / 2:
         return []
     detail = "{0} of {1} {unit} finish results, which no bit-width shortens"
@@ -230,11 +230,12 @@ def _tiling(case: Case) -> Tiling | None:
 def _lost_ms(case: Case, useful: float) -> float:
     """What the kernel would save if only this share of its operations were left."""
     work, profile = case.work, case.setting.profile
-    return 1e3 * (seconds(work, profile) - seconds(replace(work, operations=useful * work.operations), profile))
+    saved_s = seconds(work, profile) - seconds(replace(work, operations=useful * work.operations), profile)
+    return case.to_ms * saved_s
 
 
 def _multiply_ms(case: Case) -> float:
-    return 1e3 * compute_seconds(replace(case.work, finished=0.0), case.setting.profile)
+    return case.to_ms * compute_seconds(replace(case.work, finished=0.0), case.setting.profile)
 
 
 def _speed(case: Case, precision: Precision) -> float:

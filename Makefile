@@ -56,7 +56,7 @@ check: $(VENV)/.test
 
 # make core: the tests of the core, which load no torch.
 CORE := accuracy candidate constraints cost cost_table errors fit front history layering legalize measurements pareto \
-	precision profile rundir size space spec validation work workload
+	precision profile reasons rundir size space spec trust validation work workload
 core: $(VENV)/.test
 	$(BIN)/pytest $(CORE:%=tests/test_%.py)
 

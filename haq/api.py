@@ -121,7 +121,7 @@ def regret_by_cost(
     rules = tuple(Rule(rule.layers, rule.bits) for rule in found.rules)
     allowed = build_space(workload, rules, tuple(group.layers for group in found.groups))
     tables = [cost_table(workload, profile, batch=batch) for profile in profiles.values()]
-    choices = [cheapest(table, allowed, minimize, max_size_bytes) for table in tables]
+    choices = cheapest(tables, allowed, minimize, max_size_bytes)
     return regret_matrix(choices, minimize, priced_now(workload, profiles, dict.fromkeys(profiles, batch)))
 
 

@@ -139,45 +139,55 @@ def priced_now(workload: Workload, profiles: Mapping[str, HardwareProfile], batc
     return price
 
 
-def cheapest(table: CostTable, space: SearchSpace, minimize: str, max_size_bytes: float | None = None) -> Choice:
-    """The assignment that is best by the cost model alone, as far as changes of one group at a time lead.
+Ranks = Callable[[Sequence[tuple[int, ...]]], list[tuple[float, float, int]]]
+"""Points -> less is better: bytes above the limit, the figure, and bits, of which more are better."""
 
-    Descends from every uniform bit-width; of equal figures the one with more bits wins. `table` is over BIT_WIDTHS.
-    Raises InfeasibleError when nothing within the size was found, InputError where the figure is unknown.
+
+def cheapest(
+    tables: Sequence[CostTable], space: SearchSpace, minimize: str, max_size_bytes: float | None = None
+) -> tuple[Choice, ...]:
+    """The assignment of each target that is best by the cost model alone, as far as changes of one group lead.
+
+    Descends from every uniform bit-width, then from another target's best where that is better; of equal figures the
+    one with more bits wins. tables: over BIT_WIDTHS. Raises InfeasibleError when nothing within the size was found,
+    InputError where the figure is unknown.
     """
     figure = lookup(MINIMIZE, minimize, "figure to minimize")
+    rankings = [_ranking(table, space, figure, max_size_bytes) for table in tables]
+    ends = [min(_descend(space, space.uniform(width), ranks) for width in BIT_WIDTHS) for ranks in rankings]
+    choices = []
+    for table, ranks, end in zip(tables, rankings, ends, strict=True):
+        better = [point for _, point in ends if ranks([point])[0] < end[0]]
+        best, point = min([end, *(_descend(space, start, ranks) for start in better)])
+        if max_size_bytes is not None and best[0] > 0:
+            smallest = shown("size_bytes", max_size_bytes + best[0])
+            limit = shown("size_bytes", max_size_bytes)
+            raise InfeasibleError(f"no assignment within {limit} on {table.target}: the smallest is {smallest}")
+        choices.append(Choice(table.target, space.assignment(point)))
+    return tuple(choices)
+
+
+def _ranking(table: CostTable, space: SearchSpace, figure: str, max_size_bytes: float | None) -> Ranks:
     bits = np.array(BIT_WIDTHS)
 
     def ranks(points: Sequence[tuple[int, ...]]) -> list[tuple[float, float, int]]:
-        """Less is better: bytes above the limit, the figure, and bits, of which more are better."""
         levels = space.layer_levels(points)
         found = table.price(levels)
         values = found.by_name()[figure]
         if np.isnan(values).any():
             raise InputError(
-                f"{figure} is unknown on target {table.target!r}", got=minimize,
-                expected="a figure that its profile can give",
-            )  # fmt: skip
+                f"{figure} is unknown on target {table.target!r}", expected="a figure that its profile can give"
+            )
         above = np.maximum(found.size_bytes - (np.inf if max_size_bytes is None else max_size_bytes), 0.0)
         return [(float(a), float(v), -int(b)) for a, v, b in zip(above, values, bits[levels].sum(axis=1), strict=True)]
 
-    ends = [_descend(space, space.uniform(width), ranks) for width in BIT_WIDTHS]
-    best, point = min((rank, point) for point, rank in ends)
-    if max_size_bytes is not None and best[0] > 0:
-        smallest = shown("size_bytes", max_size_bytes + best[0])
-        raise InfeasibleError(
-            f"no assignment within {shown('size_bytes', max_size_bytes)} on {table.target}: the smallest is {smallest}"
-        )
-    return Choice(table.target, space.assignment(point))
-
-
-Ranks = Callable[[Sequence[tuple[int, ...]]], list[tuple[float, float, int]]]
+    return ranks
 
 
 def _descend(
     space: SearchSpace, start: tuple[int, ...], ranks: Ranks
-) -> tuple[tuple[int, ...], tuple[float, float, int]]:
-    """The point that no change of one group betters, and its rank."""
+) -> tuple[tuple[float, float, int], tuple[int, ...]]:
+    """The rank of the point that no change of one group betters, and the point."""
     point, best = start, ranks([start])[0]
     improved = True
     while improved:
@@ -188,4 +198,4 @@ def _descend(
                 rank, trial = min(zip(ranks(trials), trials, strict=True))
                 if rank < best:
                     point, best, improved = trial, rank, True
-    return point, best
+    return best, point

@@ -145,29 +145,29 @@ COMPUTE = one(conv("c", "x", 64, 64, 64))
     ],
 )
 def test_the_cheapest_by_cost_alone_takes_no_bits_away_for_nothing(limit_bytes, rules, bits):
-    table = cost_table(COMPUTE, machine(), batch=1)
-    found = cheapest(table, build_space(COMPUTE, rules), "latency", limit_bytes)
+    tables = [cost_table(COMPUTE, machine(), batch=1)]
+    (found,) = cheapest(tables, build_space(COMPUTE, rules), "latency", limit_bytes)
     assert found == Choice("reference", Assignment.of({"c": bits}))
 
 
 def test_the_smallest_takes_the_fewest_bits():
-    table = cost_table(chain(), machine(), batch=1)
-    assert set(cheapest(table, build_space(chain()), "size").requested.values()) == {4}
+    (found,) = cheapest([cost_table(chain(), machine(), batch=1)], build_space(chain()), "size")
+    assert set(found.requested.values()) == {4}
 
 
 def test_a_size_that_cannot_be_reached_names_the_smallest():
     table = cost_table(COMPUTE, machine(), batch=1)
     with pytest.raises(InfeasibleError, match=r"no assignment within 0.01 MB on reference: .* 0.018693 MB"):
-        cheapest(table, build_space(COMPUTE), "latency", 10_000)
+        cheapest([table], build_space(COMPUTE), "latency", 10_000)
 
 
 @pytest.mark.parametrize("target", ["a100", "tpu-v4", "mobile"])
 def test_no_uniform_assignment_is_faster_than_the_cheapest(target):
     net, profile = attention(), load_profile(target)
-    found = cheapest(cost_table(net, profile, batch=4), build_space(net), "latency").requested
+    (choice,) = cheapest([cost_table(net, profile, batch=4)], build_space(net), "latency")
     times = [
         estimate(net, legalize(net, asked, profile).executed, profile, batch=4).latency_ms
-        for asked in (found, *(uniform(net, bits) for bits in (4, 8, 16, 32)))
+        for asked in (choice.requested, *(uniform(net, bits) for bits in (4, 8, 16, 32)))
     ]
     assert times[0] <= min(times[1:]) * (1 + 1e-12)
 

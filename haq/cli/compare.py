@@ -123,7 +123,8 @@ def _show(found: _Compared) -> None:
     if found.has_accuracy:
         echo("drop: points under FP32, measured for exactly what runs there")
     if any(cell.regret < 0 for row in matrix.cells for cell in row):
-        echo("below 0 %: cheaper than the target's own best, which has to keep its limits and to be measured")
+        has = "keep its limits and be measured" if found.has_accuracy else "keep the limit on size there"
+        echo(f"below 0 %: cheaper than the target's own best, which has to {has}")
     if found.note:
         echo(found.note)
 

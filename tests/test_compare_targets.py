@@ -284,3 +284,11 @@ def test_a_run_on_one_target_has_nothing_to_compare(write_run, capsys):
     code, _, err = haq(capsys, run)
     assert (code, err.count("\n")) == (2, 1)
     assert "one target has nothing to be compared with" in err
+
+
+def test_a_key_at_its_default_does_not_change_what_a_profile_is() -> None:
+    a100 = load_profile("a100")
+    said = a100.model_copy(update={"on_chip": a100.on_chip.model_copy(update={"keeps_weights": False})})
+    kept = a100.model_copy(update={"on_chip": a100.on_chip.model_copy(update={"keeps_weights": True})})
+    assert _content_hash(said) == _content_hash(a100)
+    assert _content_hash(kept) != _content_hash(a100)

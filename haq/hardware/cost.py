@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from haq.candidate import Fallback
+from haq.hardware.likeness import of_change
 from haq.hardware.roofline import LayerCost, kernel_cost, seconds, traffic_mj
 from haq.hardware.schedule import Kernel, Read, schedule
 from haq.hardware.schema import HardwareProfile
@@ -128,11 +129,13 @@ def convert_cost(
     if formats[0] == formats[1]:
         return None
     traffic = sum(work.dram_bytes for work in works)
+    seen = setting.profile.correction
+    to_ms = 1e3 * (1.0 if seen is None else seen.factor(of_change(read, writer, formats, setting)))
     return ConvertCost(
         writer.name,
         consumer,
         *formats,
-        1e3 * sum(seconds(work, setting.profile) for work in works),
+        to_ms * sum(seconds(work, setting.profile) for work in works),
         traffic,
         traffic_mj(traffic, setting.profile),
         "attention" if read.inside else "addition" if any(work.op_class == "glue" for work in works) else "",
@@ -150,12 +153,15 @@ def _kept_weights(
 ) -> frozenset[int]:
     """The widths at which weights and activations, all of that width, fit on the chip together.
 
-    Taking all layers at one width keeps the cost a sum over layers and edges, so that its table is exact.
+    Taking all layers at one width keeps the cost a sum over layers and edges, so that its table is exact. Of a look-up
+    table only the rows that are read count, as activations.
     """
     if profile.on_chip is None or not profile.on_chip.keeps_weights:
         return frozenset()
     fp32_peak = _peak_bytes(kernels, [FP32] * len(kernels), workload, batch)
-    need = {bits: (4 * workload.parameters + fp32_peak) * bits / 32 for bits in BIT_WIDTHS}
+    tables = {w.key: w.elements for layer in workload.layers if layer.kind == "embedding" and (w := layer.weight)}
+    streamed = workload.parameters - sum(tables.values())
+    need = {bits: (4 * streamed + fp32_peak) * bits / 32 for bits in BIT_WIDTHS}
     return frozenset(bits for bits, size in need.items() if size <= profile.on_chip.capacity.si)
 
 

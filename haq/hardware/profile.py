@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from haq.errors import InputError, lookup
+from haq.hardware.lookup import read_correction
 from haq.hardware.schema import HardwareProfile
 from haq.resources import find_toml, shipped_names
 from haq.validation import load_toml, validate
@@ -49,7 +50,8 @@ def option_titles(name_or_path: str) -> dict[str, str]:
 
 @cache
 def _load(path: Path, options: tuple[str, ...], _mtime_ns: int, _size: int) -> HardwareProfile:
-    return build_profile({"name": path.stem, **load_toml(path)}, options, str(path))
+    profile = build_profile({"name": path.stem, **load_toml(path)}, options, str(path))
+    return profile if profile.lookup is None else profile.attach(read_correction(profile.lookup, path))
 
 
 def build_profile(raw: Mapping[str, Any], options: Sequence[str], where: str) -> HardwareProfile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from haq.hardware.legalize import arithmetic_of
+from haq.hardware.likeness import of_kernel
 from haq.hardware.machine import Arithmetic
 from haq.hardware.schedule import Kernel
 from haq.hardware.schema import HardwareProfile
@@ -56,14 +57,17 @@ def kernel_cost(kernel: Kernel, precision: Precision, setting: Setting) -> Layer
     converts = tuple(own_converts(kernel, precision, setting))
     traffic = work.dram_bytes + sum(convert.dram_bytes for convert in converts)
     compute, memory = compute_seconds(work, profile), memory_seconds(work, profile)
+    # A measured table corrects all parts of the time alike: what it saw is their sum.
+    seen = profile.correction
+    to_ms = 1e3 * (1.0 if seen is None else seen.factor(of_kernel(kernel, precision, setting)))
     return LayerCost(
         layer=kernel.name,
         precision=precision,
-        compute_ms=1e3 * compute,
-        memory_ms=1e3 * memory,
-        exposed_ms=1e3 * exposed_seconds(compute, memory, profile),
-        overhead_ms=1e3 * overhead_seconds(work, profile),
-        convert_ms=1e3 * sum(seconds(convert, profile) for convert in converts),
+        compute_ms=to_ms * compute,
+        memory_ms=to_ms * memory,
+        exposed_ms=to_ms * exposed_seconds(compute, memory, profile),
+        overhead_ms=to_ms * overhead_seconds(work, profile),
+        convert_ms=to_ms * sum(seconds(convert, profile) for convert in converts),
         traffic_bytes=traffic,
         weight_bytes=stored_bytes(kernel.head, precision),
         energy_mj=_energy_mj(kernel.head, traffic, precision, setting),

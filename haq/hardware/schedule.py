@@ -40,7 +40,7 @@ class Kernel:
     last kernel that reads the result. stays_inside: the result never leaves a fused attention kernel, whose second
     half reads it. kind: of the node that it begins with. beside: the kind of the layer that is its anchor.
     runs_in_floats: glue without an integer kernel. float_host: the convolution's kernel, by index, that computes it
-    along where it works in floats.
+    along where it works in floats: another pass over its elements, but none through memory.
     """
 
     name: str

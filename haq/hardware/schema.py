@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from haq.errors import InputError
 from haq.hardware.calibration import Fit
 from haq.hardware.figures import Figure, Fraction, Spread, Strict
+from haq.hardware.lookup import Correction, Lookup
 from haq.hardware.machine import (
     Arithmetic,
     Attention,
@@ -105,6 +106,8 @@ class HardwareProfile(Strict):
     fusion: Fusion
     energy: Energy | None = None
     fits: tuple[Fit, ...] = ()
+    lookup: Lookup | None = None
+    _correction: Correction | None = PrivateAttr(default=None)
 
     @field_validator("efficiency")
     @classmethod
@@ -165,6 +168,18 @@ class HardwareProfile(Strict):
         """The efficiency of a class of kernels in one row of [arithmetic]."""
         own = self.efficiency.get(f"{op_class}/{arithmetic}")
         return (own if own is not None else self.efficiency[op_class]).si
+
+    @property
+    def correction(self) -> Correction | None:
+        """The measured table that its times are corrected by, if it names one."""
+        assert self.lookup is None or self._correction is not None, f"the table of {self.name} is not attached"
+        return None if self.lookup is None else self._correction
+
+    def attach(self, correction: Correction) -> HardwareProfile:
+        """The profile with the table that it names."""
+        copy = self.model_copy()
+        copy._correction = correction
+        return copy
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Every number of the profile with its key."""

@@ -99,7 +99,7 @@ def kernel_work(kernel: Kernel, precision: Precision, setting: Setting) -> Work:
         op_class="glue" if layer is None else op_class(layer),
         arithmetic=arithmetic_of(profile, layer, precision) if layer is not None and layer.gemm is not None else "",
         operations=0.0 if layer is None else _operations(layer, setting),
-        finished=0.0 if joins_host else batch * float(_finished(kernel)),
+        finished=batch * float(_finished(kernel)),
         dram_bytes=sum(dram for dram, _ in moved),
         on_chip_bytes=sum(on_chip for _, on_chip in moved),
         score_bytes=_score_bytes(kernel, setting),

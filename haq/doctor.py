@@ -63,7 +63,7 @@ class Checkup:
 
 def check_up() -> Checkup:
     """Look at the machine and the installation; imports none of the packages it reports."""
-    name, flags = _cpu()
+    name, flags = cpu_name_and_flags()
     features = tuple((f, any(a in flags for a in aliases)) for f, aliases in _FEATURES.items()) if flags else ()
     return Checkup(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -80,7 +80,7 @@ def check_up() -> Checkup:
     )
 
 
-def _cpu() -> tuple[str, frozenset[str]]:
+def cpu_name_and_flags() -> tuple[str, frozenset[str]]:
     """The CPU's name and its feature flags in lower case (none where the system does not tell)."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

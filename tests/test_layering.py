@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "haq"
 FILES = tuple(sorted(PACKAGE.rglob("*.py")))
 NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 
-HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly"}
+HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime"}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
     "export": {"torch"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
+    "measure": {"onnx", "onnxruntime", "torch"},
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
@@ -28,7 +29,7 @@ LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "trust"},
-    {"engine", "nn", "history", "front", "configfile", "rundir", "outputs"},
+    {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
     {"api", "fitting"},
     {"profiletext"},
@@ -125,4 +126,4 @@ def test_glue_and_command_line_load_the_torch_side_only_when_it_is_used() -> Non
     for module, path in MODULES.items():
         if module in GLUE or part(module) == "cli":
             found = {part(name) for name in imports(path, top_level_only=True) if name.startswith("haq.")}
-            assert not found & {"nn", "engine", "report"}, module
+            assert not found & {"nn", "engine", "report", "measure"}, module

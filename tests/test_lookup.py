@@ -124,4 +124,4 @@ def test_a_batch_adds_rows_to_a_layer_and_elements_to_glue():
     net = Workload("rows", (("x", (16, 64)),), (linear("l", "x", 64, 32, 16),), ("l",))
     (kernel,), setting = plan(net, profile, 8)
     found = of_kernel(kernel, FP32, setting)
-    assert found == Likeness(("gemm", "", "", "fp32"), (8 * 16.0, 32.0, 64.0, 1.0, 1.0, 1.0))
+    assert found == Likeness(("gemm", "whole", "", "fp32"), (8 * 16.0, 32.0, 64.0, 1.0, 1.0, 1.0))

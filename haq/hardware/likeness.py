@@ -21,7 +21,8 @@ def of_kernel(kernel: Kernel, precision: Precision, setting: Setting) -> Likenes
     if layer.gemm is None:
         group = (op_class(layer), "", "", str(precision.weight))
         return Likeness(group, (1.0, 1.0, 1.0, 1.0, 1.0, float(batch * layer.output_elements)))
-    group = (op_class(layer), "", "", arithmetic_of(setting.profile, layer, precision))
+    fill = "whole" if layer.weight is None or _fills_blocks(layer, setting) else "ragged"
+    group = (op_class(layer), fill, "", arithmetic_of(setting.profile, layer, precision))
     return Likeness(group, _sizes(layer, batch))
 
 
@@ -37,6 +38,13 @@ def surroundings(kernel: Kernel) -> str:
     if kernel.beside.startswith("conv"):
         return "image"
     return {"matmul": "heads", "linear": "rows", "embedding": "table"}.get(kernel.beside, "")
+
+
+def _fills_blocks(layer: LayerSpec, setting: Setting) -> bool:
+    """Whether its channels, in and out, are whole blocks of the device: kernels treat the rest quite differently."""
+    assert layer.weight is not None
+    inputs = layer.input_shapes[0][0 if layer.kind.startswith("conv") else -1]
+    return all(channels % setting.profile.tile.n.si == 0 for channels in (inputs, layer.weight.channels))
 
 
 def _sizes(layer: LayerSpec, batch: int) -> tuple[float, ...]:

@@ -44,10 +44,11 @@ class Lookup(Strict):
 class Likeness:
     """What a kernel or a change of format is looked up by.
 
-    group: in the order of GROUP: the class, of glue its kind and what it stands beside, and the arithmetic, or the
-    formats that it changes from and to. sizes: in the order of SIZES, for the whole batch, 1 where one does not apply.
-    rows, columns, depth and products are those of a layer; reuse is how often it reads an input element, or how many
-    elements glue reads per element written; elements are those that glue or a change of format touches.
+    group: in the order of GROUP: the class; of glue its kind and what it stands beside, of a layer whether its channels
+    are `whole` blocks of the device or `ragged`; and the arithmetic, or the formats that it changes from and to.
+    sizes: in the order of SIZES, for the whole batch, 1 where one does not apply. rows, columns, depth and products are
+    those of a layer; reuse is how often it reads an input element, or how many elements glue reads per element written;
+    elements are those that glue or a change of format touches.
     """
 
     group: Group

@@ -1,0 +1,90 @@
+"""Fits a profile to timed benches: what the fastest kernels reach, then every free rate, then the table of ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from haq.hardware.calibrate import FitResult, fit
+from haq.hardware.ledger import Observation
+from haq.hardware.lookup import Row
+from haq.hardware.profile import HardwareProfile, build_profile
+from haq.measure.chain import Bench, Case
+from haq.measure.device import Device, Document, Limits, Streams, figure
+from haq.measure.rows import difference_us, rows_of
+from haq.measure.timing import Timing
+from haq.workload import LayerSpec
+
+MOST_NOISE = 0.1
+"""A comparison noisier than this sets no limit."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """document: of the profile, with fitted figures and no table yet. rows: of the table."""
+
+    document: Document
+    result: FitResult
+    rows: tuple[Row, ...]
+
+
+def limits_of(cases: Sequence[Case], streams: Streams, timings: Mapping[Bench, Timing]) -> Limits:
+    """The most operations per second that a comparison showed, per format, and how fast weights are read."""
+    rates: dict[str, float] = {}
+    for case, layers, seconds in _certain(cases, timings):
+        (fmt,) = set(case.longer.formats)
+        rates[fmt] = max(rates.get(fmt, 0.0), 2 * sum(layer.macs for layer in layers) / seconds)
+    at_once, paused = ([(size, timings[b].median_s) for size, b in s] for s in (streams.at_once, streams.paused))
+    hot, cold = (seconds / size for size, seconds in (at_once[0], at_once[-1]))
+    per_byte = [(seconds - paused[0][1]) / size for size, seconds in paused[1:]]
+    kept = np.interp((hot + cold) / 2, np.maximum.accumulate(per_byte), [size for size, _ in paused[1:]])
+    return Limits(rates, 1 / max(hot, cold), float(kept), 1 / hot, timings[streams.smallest].median_s)
+
+
+def _certain(
+    cases: Sequence[Case], timings: Mapping[Bench, Timing]
+) -> Iterator[tuple[Case, tuple[LayerSpec, ...], float]]:
+    """Comparisons of layers alone with little noise: the layers and their time together in seconds."""
+    for case in cases:
+        nodes = [node for node in case.longer.workload.nodes if node.name in case.nodes]
+        layers = tuple(node for node in nodes if isinstance(node, LayerSpec))
+        microseconds, error = difference_us(case, timings)
+        is_alone = all(isinstance(node, LayerSpec) or node.kind == "activation" for node in nodes)
+        if layers and is_alone and 0 < error < MOST_NOISE * microseconds:
+            yield case, layers, 1e-6 * microseconds
+
+
+def fit_device(device: Device, timings: Mapping[Bench, Timing]) -> Fitted:
+    """The device's profile with its free figures fitted to the longer bench of every case, and the table of all."""
+    document = device.document(limits_of(device.cases, device.streams, timings))
+    free = device.free(document)
+    before = _profiles(document, device)
+    benches = tuple(dict.fromkeys(case.longer for case in device.cases))
+    result = fit(free, [_observation(b, before[_option(b, device)], timings[b]) for b in benches])
+    for parameter in result.parameters:
+        for key in parameter.free.keys:
+            figure(document, key).update(
+                value=float(f"{parameter.value:.4g}"), source=f"fitted to {len(benches)} chains of kernels timed on it",
+                status="fitted", uncertainty=float(f"{math.expm1(parameter.sd):.3g}"),
+            )  # fmt: skip
+    after = _profiles(document, device)
+    rows = [row for case in device.cases for row in rows_of(case, timings, after[_option(case.longer, device)])]
+    return Fitted(document, result, tuple(rows))
+
+
+def _profiles(document: Document, device: Device) -> dict[str, HardwareProfile]:
+    """Option -> the profile with it; the empty name is the profile itself."""
+    named = {"name": "measured", **document}
+    options = ("", *dict.fromkeys(device.options.values()))
+    return {option: build_profile(named, (option,) if option else (), "measured") for option in options}
+
+
+def _option(bench: Bench, device: Device) -> str:
+    return next((device.options[fmt] for fmt in bench.formats if fmt in device.options), "")
+
+
+def _observation(bench: Bench, profile: HardwareProfile, timing: Timing) -> Observation:
+    return Observation(bench.name, bench.name, profile, bench.workload, bench.executed, 1, timing.median_s)

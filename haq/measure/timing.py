@@ -1,0 +1,84 @@
+"""Times calls: warmed up, in rounds over all of them so that slow drifts hit all alike, as medians with their noise."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from haq.errors import InputError
+
+Call = Callable[[], object]
+
+MIN_REPEATS = 3
+"""Timed calls per visit, however long one takes."""
+
+WARM_UP_S = 0.004
+"""A visit begins with calls that are not timed, at least one: another model's threads may still spin for their work."""
+
+MOST_REPEATS = 200
+"""Timed calls per visit: a median of more gains nothing."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """median_s: of all repeats. noise: their interquartile range over the median. repeats: how many."""
+
+    median_s: float
+    noise: float
+    repeats: int
+
+    @property
+    def error_s(self) -> float:
+        """One deviation of the median: 1.2533 sigma / sqrt(n), sigma being the interquartile range over 1.349."""
+        return 1.2533 * self.noise * self.median_s / 1.349 / math.sqrt(self.repeats)
+
+
+def summarize(samples_s: Sequence[float]) -> Timing:
+    """Median and relative interquartile range of timed calls, in seconds."""
+    low, middle, high = np.quantile(samples_s, (0.25, 0.5, 0.75)).tolist()
+    return Timing(middle, (high - low) / middle, len(samples_s))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to time. seconds: for one call over all rounds, warm-up apart; it is called MIN_REPEATS times a round
+    even so."""
+
+    seconds: float
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.seconds <= 0:
+            raise InputError(
+                "too little to time", got=f"{self.seconds:g} s in {self.rounds} rounds", expected="a positive time"
+            )
+
+
+def time_all(calls: Sequence[Call], effort: Effort, clock: Callable[[], float] = time.perf_counter) -> list[Timing]:
+    """The timing of every call, in order: each round visits each call once. clock: seconds from any start."""
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(effort.rounds):
+        for call, timed in zip(calls, samples, strict=True):
+            timed += visit(call, effort.seconds / effort.rounds, clock)
+    return [summarize(timed) for timed in samples]
+
+
+def visit(call: Call, seconds: float, clock: Callable[[], float]) -> list[float]:
+    """Timed calls that take about so long together, after the warm-up."""
+    started = clock()
+    while True:
+        call()
+        if clock() - started >= WARM_UP_S:
+            break
+    found: list[float] = []
+    started = last = clock()
+    while len(found) < MIN_REPEATS or (last - started < seconds and len(found) < MOST_REPEATS):
+        call()
+        now = clock()
+        found.append(now - last)
+        last = now
+    return found

@@ -1,0 +1,110 @@
+"""Writes a measured profile: a TOML file, and the table of kernels beside it that the TOML names by its hash."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomlkit
+from tomlkit.items import InlineTable
+
+from haq.errors import InputError
+from haq.hardware.lookup import table_text
+from haq.measure.measure import Measured
+from haq.textfile import write_text
+
+HEAD = (
+    "{title}: measured by `haq measure` on {day}.",
+    "{kernels} comparisons of chains of kernels, each the median of repeats in rounds. The rates are fitted to them,",
+    "and the table beside this file, which `lookup` names, corrects what the fit leaves. Both are of the machine that",
+    "they were measured on, wherever they are read.",
+)
+
+
+def write_profile(out: Path, measured: Measured, day: datetime.date) -> Path:
+    """Write the profile and its table, which is returned; raises InputError where either cannot be written."""
+    check_out(out)
+    table = out.with_suffix(".csv")
+    text = table_text(measured.fitted.rows)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(table, text, "table of kernels")
+    write_text(out, profile_text(measured, {"table": table.name, "sha256": digest}, day), "profile")
+    return table
+
+
+def check_out(out: Path) -> None:
+    """Raise InputError for a path that no profile can be written to, before anything is measured."""
+    if out.suffix != ".toml":
+        raise InputError("a profile is a TOML file", where="--out", got=str(out), expected="a path that ends in .toml")
+    if out.is_dir():
+        raise InputError("the path is a folder", where="--out", got=str(out), expected="a file that can be written")
+    folder = next(parent for parent in (out.parent, *out.parent.parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError("cannot write there", where="--out", got=str(out), expected="a folder that can be written to")
+
+
+def profile_text(measured: Measured, lookup: Mapping[str, str], day: datetime.date) -> str:
+    """The profile as TOML. lookup: the name and the hash of its table."""
+    kernels = len(measured.device.cases)
+    document = tomlkit.document()
+    for line in HEAD:
+        document.add(tomlkit.comment(line.format(title=measured.device.title, day=day, kernels=kernels)))
+    tables = {**measured.fitted.document, "lookup": dict(lookup), "fits": [_fit(measured, day)]}
+    plain = {key: value for key, value in tables.items() if not isinstance(value, dict | list) or _is_figure(value)}
+    for key, value in (*plain.items(), *((k, v) for k, v in tables.items() if k not in plain)):
+        document.add(key, _item(value))
+    return tomlkit.dumps(document)
+
+
+def _fit(measured: Measured, day: datetime.date) -> dict[str, Any]:
+    result = measured.fitted.result
+    times = zip(result.observations, result.modelled_s.tolist(), strict=True)
+    return {
+        "runtime": measured.device.runtime,
+        "measurements": f"chains of kernels timed on {day}",
+        "error": _rounded(float(np.abs(result.errors).mean())),
+        "free": [parameter.free.model_dump() for parameter in result.parameters],
+        "residuals": [[o.id, _rounded(1e3 * o.latency_s), _rounded(1e3 * modelled)] for o, modelled in times],
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, dict) and "unit" in value
+
+
+def _item(value: Any) -> Any:
+    """Figures and rows of free parameters on a line each, everything else in tables."""
+    if isinstance(value, dict) and not _is_figure(value):
+        table = tomlkit.table()
+        for key, inner in value.items():
+            table.add(key, _item(inner))
+        return table
+    if _is_figure(value):
+        return _inline(value)
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "factor" not in value[0]:
+        tables = tomlkit.aot()
+        for inner in value:
+            tables.append(_item(inner))
+        return tables
+    if isinstance(value, list) and value and isinstance(value[0], dict | list):
+        lines = tomlkit.array()
+        for inner in value:
+            lines.add_line(_inline(inner) if isinstance(inner, dict) else inner)
+        lines.add_line(indent="")
+        return lines
+    return value
+
+
+def _inline(value: Mapping[str, Any]) -> InlineTable:
+    made = tomlkit.inline_table()
+    made.update(value)
+    return made

@@ -32,7 +32,7 @@ from haq.measure.timing import Timing
 from haq.measure.writer import write_profile
 
 DAY = datetime.date(2026, 11, 24)
-LIMITS = Limits({"fp32": 100e9, "int8": 400e9}, 20e9, 8e6, 80e9, 5e-6)
+LIMITS = Limits({"fp32": 100e9, "int8": 400e9}, 20e9, 24e6, 80e9, 8e6, 5e-6)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_weights_count_as_kept_up_to_the_size_that_half_comes_from_the_cache(sma
     times |= {bench: 1.0 + t for (_, bench), t in zip(small.streams.paused, (0.0, *spent), strict=True)}
     timings = {bench: Timing(t, 0.01, 9) for bench, t in times.items()} | {small.streams.smallest: Timing(2e-6, 0.1, 9)}
     found = limits_of((), small.streams, timings)
-    assert found.kept_bytes == pytest.approx((2**20 + 2**22) / 2)
-    assert (found.bytes_per_s, found.kept_bytes_per_s) == (pytest.approx(1e9 / 3), pytest.approx(1e9))
+    assert (found.cache_bytes, found.kept_bytes) == (pytest.approx((2**20 + 2**22) / 2),) * 2
+    assert (found.bytes_per_s, found.cache_bytes_per_s) == (pytest.approx(1e9 / 3), pytest.approx(1e9))
     assert found.inference_s == 2e-6
 
 
@@ -258,4 +258,4 @@ def test_measured_values_hold_what_was_timed(written):
     _, measured = written
     assert isinstance(measured, Measured)
     assert set(measured.timings) == set(measured.device.benches)
-    assert all(np.isfinite(t.median_s) and t.repeats >= 9 for t in measured.timings.values())
+    assert all(np.isfinite(t.median_s) and t.repeats >= 3 for t in measured.timings.values())

@@ -162,7 +162,8 @@ def _kept_weights(
     tables = {w.key: w.elements for layer in workload.layers if layer.kind == "embedding" and (w := layer.weight)}
     streamed = workload.parameters - sum(tables.values())
     need = {bits: (4 * streamed + fp32_peak) * bits / 32 for bits in BIT_WIDTHS}
-    return frozenset(bits for bits, size in need.items() if size <= profile.on_chip.capacity.si)
+    room = profile.on_chip.kept or profile.on_chip.capacity
+    return frozenset(bits for bits, size in need.items() if size <= room.si)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class OnChip(Strict):
 
     resident: the share of the capacity that one tensor may take. streams: the compiler cuts larger ones into pieces
     that pass from kernel to kernel, so that no activation goes off-chip. keeps_weights: whether weights that fit beside
-    the activations stay from one batch to the next.
+    the activations stay from one batch to the next. kept: how much stays so long; all of the capacity unless given.
     """
 
     capacity: Capacity
@@ -68,6 +68,7 @@ class OnChip(Strict):
     resident: Fraction
     streams: bool = False
     keeps_weights: bool = False
+    kept: Capacity | None = None
 
 
 class Vector(Strict):

@@ -9,7 +9,7 @@ import onnxruntime
 from haq.errors import InputError
 from haq.measure import grid
 from haq.measure.chain import Bench, Case
-from haq.measure.cpu_profile import cpu_document, cpu_free
+from haq.measure.cpu_profile import cpu_document, cpu_free, cpu_later
 from haq.measure.device import Device, Streams
 from haq.measure.machine import this_machine
 from haq.measure.onnx_graph import build
@@ -43,6 +43,7 @@ def cpu(threads: int | None) -> Device:
         ready=partial(ready, threads=used),
         document=partial(cpu_document, machine, used, runtime),
         free=cpu_free,
+        later=cpu_later,
     )
 
 

@@ -36,14 +36,15 @@ class Streams:
 class Limits:
     """What kernels reached. operations_per_s: the most, by row of [arithmetic]. inference_s: of one that does little.
 
-    bytes_per_s: of weights from memory. kept_bytes: what stays in the cache from one inference to the next, and
-    kept_bytes_per_s: how fast that is read.
+    bytes_per_s: of weights from memory. cache_bytes: what the cache holds for at once, cache_bytes_per_s: how fast that
+    is read. kept_bytes: what it still holds a few milliseconds later.
     """
 
     operations_per_s: dict[str, float]
     bytes_per_s: float
+    cache_bytes: float
+    cache_bytes_per_s: float
     kept_bytes: float
-    kept_bytes_per_s: float
     inference_s: float
 
 
@@ -51,8 +52,9 @@ class Limits:
 class Device:
     """A device that can be measured. title: what it is, runtime: what runs on it.
 
-    ready: makes a bench a call. document: the profile with its free figures, which are `free`, as expected. options:
-    layer format -> the option of the profile under which it runs; absent for the profile itself.
+    ready: makes a bench a call. document: the profile with its free figures, which are `free`, as expected. later:
+    what holds in a network and not between chains that follow each other at once, put in after the fit. options: layer
+    format -> the option of the profile under which it runs; absent for the profile itself.
     """
 
     title: str
@@ -62,6 +64,7 @@ class Device:
     ready: Callable[[Bench], Call]
     document: Callable[[Limits], Document]
     free: Callable[[Document], tuple[Free, ...]]
+    later: Callable[[Document, Limits], None]
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -39,9 +39,15 @@ def limits_of(cases: Sequence[Case], streams: Streams, timings: Mapping[Bench, T
         rates[fmt] = max(rates.get(fmt, 0.0), 2 * sum(layer.macs for layer in layers) / seconds)
     at_once, paused = ([(size, timings[b].median_s) for size, b in s] for s in (streams.at_once, streams.paused))
     hot, cold = (seconds / size for size, seconds in (at_once[0], at_once[-1]))
-    per_byte = [(seconds - paused[0][1]) / size for size, seconds in paused[1:]]
-    kept = np.interp((hot + cold) / 2, np.maximum.accumulate(per_byte), [size for size, _ in paused[1:]])
-    return Limits(rates, 1 / max(hot, cold), float(kept), 1 / hot, timings[streams.smallest].median_s)
+    after_pause = [(size, seconds - paused[0][1]) for size, seconds in paused[1:]]
+    cache, kept = (_half_way((hot + cold) / 2, times) for times in (at_once, after_pause))
+    return Limits(rates, 1 / max(hot, cold), cache, 1 / hot, kept, timings[streams.smallest].median_s)
+
+
+def _half_way(per_byte: float, times: Sequence[tuple[int, float]]) -> float:
+    """The size from which reading takes longer per byte; the largest that was tried where it never does."""
+    slower = np.maximum.accumulate([seconds / size for size, seconds in times])
+    return float(np.interp(per_byte, slower, [size for size, _ in times]))
 
 
 def _certain(
@@ -59,7 +65,8 @@ def _certain(
 
 def fit_device(device: Device, timings: Mapping[Bench, Timing]) -> Fitted:
     """The device's profile with its free figures fitted to the longer bench of every case, and the table of all."""
-    document = device.document(limits_of(device.cases, device.streams, timings))
+    limits = limits_of(device.cases, device.streams, timings)
+    document = device.document(limits)
     free = device.free(document)
     before = _profiles(document, device)
     benches = tuple(dict.fromkeys(case.longer for case in device.cases))
@@ -72,6 +79,7 @@ def fit_device(device: Device, timings: Mapping[Bench, Timing]) -> Fitted:
             )  # fmt: skip
     after = _profiles(document, device)
     rows = [row for case in device.cases for row in rows_of(case, timings, after[_option(case.longer, device)])]
+    device.later(document, limits)
     return Fitted(document, result, tuple(rows))
 
 

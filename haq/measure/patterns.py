@@ -10,7 +10,7 @@ from haq.workload import Shape, Workload
 TIMES = 4
 """Blocks in a chain."""
 
-PAUSE = 150
+PAUSE = 100
 """Depthwise convolutions of 384 channels at 14 x 14, that together take a few milliseconds."""
 
 NARROW = 16

@@ -1,4 +1,4 @@
-"""Times calls: warmed up, in rounds over all of them so that slow drifts hit all alike, as medians with their noise."""
+"""Times calls: warmed up, in rounds over all of them so that a drift hits all alike, as medians with their noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ MOST_REPEATS = 200
 
 @dataclass(frozen=True)
 class Timing:
-    """median_s: of all repeats. noise: their interquartile range over the median. repeats: how many."""
+    """median_s: of the calls of the quietest round. noise: their interquartile range over it. repeats: how many.
+
+    Whatever else a machine does makes a call slower, never faster: of several rounds the one with the least median was
+    disturbed least.
+    """
 
     median_s: float
     noise: float
@@ -37,10 +41,11 @@ class Timing:
         return 1.2533 * self.noise * self.median_s / 1.349 / math.sqrt(self.repeats)
 
 
-def summarize(samples_s: Sequence[float]) -> Timing:
-    """Median and relative interquartile range of timed calls, in seconds."""
-    low, middle, high = np.quantile(samples_s, (0.25, 0.5, 0.75)).tolist()
-    return Timing(middle, (high - low) / middle, len(samples_s))
+def summarize(rounds_s: Sequence[Sequence[float]]) -> Timing:
+    """The timing of calls that took so many seconds in each round."""
+    quietest = min(rounds_s, key=lambda calls: float(np.median(calls)))
+    low, middle, high = np.quantile(quietest, (0.25, 0.5, 0.75)).tolist()
+    return Timing(middle, (high - low) / middle, len(quietest))
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Effort:
     even so."""
 
     seconds: float
-    rounds: int = 3
+    rounds: int = 4
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.seconds <= 0:
@@ -60,10 +65,10 @@ class Effort:
 
 def time_all(calls: Sequence[Call], effort: Effort, clock: Callable[[], float] = time.perf_counter) -> list[Timing]:
     """The timing of every call, in order: each round visits each call once. clock: seconds from any start."""
-    samples: list[list[float]] = [[] for _ in calls]
+    samples: list[list[list[float]]] = [[] for _ in calls]
     for _ in range(effort.rounds):
         for call, timed in zip(calls, samples, strict=True):
-            timed += visit(call, effort.seconds / effort.rounds, clock)
+            timed.append(visit(call, effort.seconds / effort.rounds, clock))
     return [summarize(timed) for timed in samples]
 
 

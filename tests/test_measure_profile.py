@@ -17,8 +17,9 @@ from haq.api import search
 from haq.cli import main
 from haq.errors import InputError
 from haq.front import front
-from haq.hardware.cost import estimate
+from haq.hardware.cost import estimate, plan
 from haq.hardware.legalize import legalize
+from haq.hardware.likeness import of_kernel
 from haq.hardware.profile import build_profile, load_profile
 from haq.measure import grid, patterns
 from haq.measure.chain import repeated, uniform, within
@@ -30,6 +31,9 @@ from haq.measure.measure import Measured, measure, open_device
 from haq.measure.rows import difference_us, rows_of
 from haq.measure.timing import Timing
 from haq.measure.writer import write_profile
+from haq.precision import Precision
+from haq.spacefile import load_space, with_seq_len
+from haq.tracecache import workload_of
 
 DAY = datetime.date(2026, 11, 24)
 LIMITS = Limits({"fp32": 100e9, "int8": 400e9}, 20e9, 24e6, 80e9, 8e6, 5e-6)
@@ -194,16 +198,25 @@ def test_without_its_table_the_profile_is_refused_in_one_line(written, tmp_path,
     assert "table has changed" in capsys.readouterr().err
 
 
-def test_the_grid_has_unique_names_and_covers_every_class_in_both_formats():
+@pytest.fixture(scope="module")
+def grid_rows():
+    """A row for every kernel of the whole grid, as the model itself times it."""
+    device = dataclasses.replace(cpu(1), cases=cpu_cases(2**20))
+    profile = build_profile({"name": "m", **device.document(LIMITS)}, (), "m")
+    timings = modelled(device, profile)
+    return profile, [row for case in device.cases for row in rows_of(case, timings, profile)]
+
+
+def test_the_grid_has_unique_names():
     cases = cpu_cases(2**20)
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
     benches = {bench for case in cases for bench in case.benches}
     assert len({bench.name for bench in benches}) == len(benches)
-    device = dataclasses.replace(cpu(1), cases=cases)
-    profile = build_profile({"name": "m", **device.document(LIMITS)}, (), "m")
-    timings = modelled(device, profile) | modelled(dataclasses.replace(device, cases=cases), profile)
-    groups = {row.likeness.group for case in cases for row in rows_of(case, timings, profile)}
+
+
+def test_the_grid_covers_every_class_in_both_formats(grid_rows):
+    groups = {row.likeness.group for row in grid_rows[1]}
     for fmt in ("fp32", "int8"):
         assert {(c, f) for c, f, _, a in groups if a == fmt} >= {
             *((c, f) for c in ("conv", "depthwise") for f in ("whole", "ragged")),
@@ -212,6 +225,22 @@ def test_the_grid_has_unique_names_and_covers_every_class_in_both_formats():
         }  # fmt: skip
     assert ("convert", "", "image", "fp32>int8") in groups
     assert ("convert", "", "rows", "int8>fp32") in groups
+
+
+@pytest.mark.parametrize(
+    ("space", "tokens"), [("resnet18", None), ("mobilenet_v3_small", None), ("reviews_minilm", 128)]
+)
+def test_no_layer_of_the_networks_that_the_results_are_checked_on_is_in_the_grid(grid_rows, space, tokens):
+    pytest.importorskip("transformers")
+    profile, rows = grid_rows
+    seen = {row.likeness for row in rows}
+    named = load_space(space)
+    kernels, setting = plan(workload_of(named if tokens is None else with_seq_len(named, tokens)), profile, 1)
+    layers = [kernel for kernel in kernels if kernel.head is not None and kernel.head.gemm is not None]
+    assert layers
+    for kernel in layers:
+        for precision in map(Precision.parse, ("fp32", "int8")):
+            assert of_kernel(kernel, precision, setting) not in seen, kernel.name
 
 
 def test_the_last_cache_is_read_from_the_system(tmp_path):

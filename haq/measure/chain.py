@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from haq.precision import Assignment, Precision
 from haq.workload import Gemm, GlueOp, LayerSpec, Shape, WeightSpec, Workload, elements
 
+STORED_AS = {"tf32": "fp32"}
+"""A way to multiply fp32 that is no format of its own."""
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -19,7 +22,9 @@ class Bench:
     @property
     def executed(self) -> Assignment:
         layers = self.workload.layer_names
-        return Assignment.of({n: Precision.parse(f) for n, f in zip(layers, self.formats, strict=True)})
+        return Assignment.of(
+            {n: Precision.parse(STORED_AS.get(f, f)) for n, f in zip(layers, self.formats, strict=True)}
+        )
 
     @property
     def name(self) -> str:

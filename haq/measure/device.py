@@ -18,7 +18,7 @@ EXPECTED = "expected before the fit, of such devices in general"
 
 @dataclass(frozen=True)
 class Streams:
-    """(bytes of weights, bench): read at once again, or after a pause that is the first bench.
+    """(bytes of weights, bench): read at once again, or after a pause that is the first bench; none says: no matter.
 
     smallest: a bench that takes hardly longer than starting an inference.
     """

@@ -39,7 +39,7 @@ def limits_of(cases: Sequence[Case], streams: Streams, timings: Mapping[Bench, T
         rates[fmt] = max(rates.get(fmt, 0.0), 2 * sum(layer.macs for layer in layers) / seconds)
     at_once, paused = ([(size, timings[b].median_s) for size, b in s] for s in (streams.at_once, streams.paused))
     hot, cold = (seconds / size for size, seconds in (at_once[0], at_once[-1]))
-    after_pause = [(size, seconds - paused[0][1]) for size, seconds in paused[1:]]
+    after_pause = [(size, seconds - paused[0][1]) for size, seconds in paused[1:]] or at_once
     cache, kept = (_half_way((hot + cold) / 2, times) for times in (at_once, after_pause))
     return Limits(rates, 1 / max(hot, cold), cache, 1 / hot, kept, timings[streams.smallest].median_s)
 

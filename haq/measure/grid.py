@@ -15,6 +15,9 @@ from haq.measure.patterns import TIMES
 STREAMED = 1024
 """Rows and columns of the weights that are streamed: 4 MiB in fp32."""
 
+LARGE = 4096
+"""Rows and columns of weights that keep a GPU busy for longer than it takes to start a kernel: 64 MiB in fp32."""
+
 STREAMED_PARTS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 2.0)
 """Of a cache, what is streamed."""
 
@@ -22,6 +25,17 @@ STREAMED_PARTS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 2.0)
 def cases(fmt: str) -> tuple[Case, ...]:
     """Every case in one format of weights and activations."""
     return tuple(case for group in _GROUPS for case in group(fmt))
+
+
+def linear_cases(fmt: str, least_rows: int) -> tuple[Case, ...]:
+    """Linear layers alone, on so many rows at least, for a format in which only these have a kernel."""
+    return tuple(c for c in _linears(fmt) if all(n.gemm and n.gemm.m >= least_rows for n in c.longer.workload.layers))
+
+
+def large_streams() -> tuple[tuple[int, Bench], ...]:
+    """(bytes, bench): rows of one that read far more weights than a cache holds, in few and large layers."""
+    chains = ((n * 4 * LARGE**2, patterns.streamed(LARGE, n, paused=False)) for n in (4, 8))
+    return tuple((size, uniform(workload, "fp32")) for size, workload in chains)
 
 
 def streams(cache_bytes: int, *, paused: bool) -> tuple[tuple[int, Bench], ...]:
@@ -88,7 +102,7 @@ def _convolutions(fmt: str) -> Iterator[Case]:
         name = f"conv {kernel}x{kernel}, {channels} at {side}"
         yield repeated(name, (channels, side, side), patterns.conv(channels, kernel), TIMES, fmt)
     for narrow, wide, side in (
-        (16, 80, 56), (32, 160, 28), (80, 320, 14), (160, 640, 7), (320, 1280, 7), (24, 136, 56), (56, 200, 28),
+        (16, 80, 56), (32, 160, 28), (80, 320, 14), (160, 640, 7), (288, 1152, 7), (24, 136, 56), (56, 200, 28),
         (40, 312, 14),
     ):  # fmt: skip
         block = patterns.steps(patterns.conv(wide), patterns.conv(narrow))
@@ -150,7 +164,7 @@ def _attention(fmt: str) -> Iterator[Case]:
 
 
 def _glue(fmt: str) -> Iterator[Case]:
-    for channels, side in ((48, 112), (16, 112), (48, 56), (96, 28), (320, 28), (160, 14), (320, 7)):
+    for channels, side in ((48, 112), (32, 112), (48, 56), (80, 28), (320, 28), (160, 14), (320, 7)):
         shape, at = (channels, side, side), f"{channels}x{side}x{side}"
         plain, apart, ungated = (
             patterns.with_glue(shape, ()),

@@ -9,10 +9,10 @@ from haq.errors import InputError, lookup
 from haq.measure.benches import time_benches
 from haq.measure.chain import Bench
 from haq.measure.cpu import cpu
+from haq.measure.cuda import cuda
 from haq.measure.device import Device
 from haq.measure.fitting import Fitted, fit_device
 from haq.measure.timing import Effort, Timing
-from haq.measure.torch_cuda import cuda
 
 DEVICES: Mapping[str, Callable[[int | None], Device]] = {"cpu": cpu, "cuda": cuda}
 """What can be measured: name -> the device for a number of threads."""

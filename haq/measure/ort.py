@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+
+from haq.measure.timing import Call
 
 PROVIDERS = ("CPUExecutionProvider",)
 
@@ -43,7 +44,7 @@ def session(model: onnx.ModelProto, threads: int, optimized: Path | None = None)
     )
 
 
-def runner(model: onnx.ModelProto, threads: int) -> Callable[[], object]:
+def runner(model: onnx.ModelProto, threads: int) -> Call:
     """A call that runs the model once: floats are normal, integers one; inputs and outputs stay where they are.
 
     With its outputs bound the runtime allocates nothing in a call, as in a program that is made to be fast.
@@ -61,7 +62,11 @@ def runner(model: onnx.ModelProto, threads: int) -> Callable[[], object]:
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
     for value, array in zip(made.get_outputs(), results, strict=True):
         binding.bind_ortvalue_output(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-    return lambda: made.run_with_iobinding(binding)
+
+    def call() -> None:
+        made.run_with_iobinding(binding)
+
+    return call
 
 
 def executed_ops(model: onnx.ModelProto, threads: int) -> Counter[str]:

@@ -55,8 +55,8 @@ check: $(VENV)/.test
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest $(PYTEST_FLAGS)
 
 # make core: the tests of the core, which load no torch.
-CORE := accuracy candidate constraints cost cost_table errors fit front history layering legalize measurements pareto \
-	precision profile reasons rundir size space spec trust validation work workload
+CORE := accuracy candidate constraints cost cost_table errors fit float_glue front history layering legalize lookup \
+	measurements pareto precision profile reasons rundir size space spec trust validation work workload
 core: $(VENV)/.test
 	$(BIN)/pytest $(CORE:%=tests/test_%.py)
 

@@ -17,7 +17,7 @@ from haq.hardware.lookup import Correction, Likeness, Lookup, Row, read_correcti
 from haq.hardware.profile import load_profile
 from haq.hardware.work import FP32
 from haq.precision import Assignment
-from haq.workload import Workload
+from haq.workload import GlueOp, Workload
 
 GROUP = ("conv", "", "", "fp32")
 
@@ -121,7 +121,16 @@ def test_a_measured_change_of_format_corrects_the_edges():
 
 def test_a_batch_adds_rows_to_a_layer_and_elements_to_glue():
     profile = load_profile("a100")
-    net = Workload("rows", (("x", (16, 64)),), (linear("l", "x", 64, 32, 16),), ("l",))
-    (kernel,), setting = plan(net, profile, 8)
-    found = of_kernel(kernel, FP32, setting)
-    assert found == Likeness(("gemm", "whole", "", "fp32"), (8 * 16.0, 32.0, 64.0, 1.0, 1.0, 1.0))
+    shape = (16, 64)
+    nodes = (linear("l", "x", 64, 64, 16), GlueOp("norm", "norm", ("l",), (shape,), shape))
+    kernels, setting = plan(Workload("rows", (("x", shape),), nodes, ("norm",)), profile, 8)
+    layer, glue = (of_kernel(kernel, FP32, setting) for kernel in kernels)
+    assert layer == Likeness(("gemm", "whole", "", "fp32"), (8 * 16.0, 64.0, 64.0, 1.0, 1.0, 1.0))
+    assert glue == Likeness(("glue", "norm", "rows", "fp32"), (1.0, 1.0, 1.0, 1.0, 1.0, 8 * 1024.0))
+
+
+def test_channels_that_leave_a_block_of_the_device_half_empty_are_another_group():
+    profile = load_profile("a100")  # blocks of 64
+    net = Workload("narrow", (("x", (16, 64)),), (linear("l", "x", 64, 32, 16),), ("l",))
+    (kernel,), setting = plan(net, profile, 1)
+    assert of_kernel(kernel, FP32, setting).group == ("gemm", "ragged", "", "fp32")

@@ -26,7 +26,7 @@ from haq.measure.chain import repeated, uniform, within
 from haq.measure.cpu import cpu, cpu_cases
 from haq.measure.device import Limits, Streams, figure
 from haq.measure.fitting import fit_device, limits_of
-from haq.measure.machine import last_cache_bytes
+from haq.measure.machine import OthersWatch, last_cache_bytes
 from haq.measure.measure import Measured, measure, open_device
 from haq.measure.rows import difference_us, rows_of
 from haq.measure.timing import Timing
@@ -102,9 +102,16 @@ def test_weights_count_as_kept_up_to_the_size_that_half_comes_from_the_cache(sma
     times |= {bench: 1.0 + t for (_, bench), t in zip(small.streams.paused, (0.0, *spent), strict=True)}
     timings = {bench: Timing(t, 0.01, 9) for bench, t in times.items()} | {small.streams.smallest: Timing(2e-6, 0.1, 9)}
     found = limits_of((), small.streams, timings)
+    assert found.operations_per_s == {}
     assert (found.cache_bytes, found.kept_bytes) == (pytest.approx((2**20 + 2**22) / 2),) * 2
     assert (found.bytes_per_s, found.cache_bytes_per_s) == (pytest.approx(1e9 / 3), pytest.approx(1e9))
     assert found.inference_s == 2e-6
+
+
+def test_a_machine_too_busy_to_tell_one_kernel_from_the_next_is_said_to_be(small):
+    timings = dict.fromkeys(small.benches, Timing(1e-3, 0.5, 9))
+    with pytest.raises(InputError, match=r"no fp32 kernel stands out of the noise; .* measure again"):
+        limits_of(small.cases, small.streams, timings)
 
 
 def test_the_fit_finds_that_one_class_is_slower_than_expected(small):
@@ -253,6 +260,22 @@ def test_the_last_cache_is_read_from_the_system(tmp_path):
     assert last_cache_bytes(tmp_path / "absent") is None
 
 
+def test_what_other_programs_take_of_the_cores_is_what_the_system_was_busy_with_beyond_us(monkeypatch):
+    times = iter([(100.0, 5.0, 50.0), (110.0, 9.0, 58.0)])
+    monkeypatch.setattr(OthersWatch, "_now", lambda self: next(times))
+    watch = OthersWatch(cores=2)
+    watch.start()
+    # ten seconds of two cores: eight were busy, four of them with us
+    assert watch.share() == pytest.approx(4 / 20)
+
+
+def test_where_the_system_does_not_tell_the_share_is_unknown(monkeypatch):
+    monkeypatch.setattr("haq.measure.machine.busy_s", lambda: None)
+    watch = OthersWatch(cores=2)
+    watch.start()
+    assert watch.share() is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -269,7 +292,7 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_2(arguments, words, t
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["mine.json", "", "file/mine.toml"])
+@pytest.mark.parametrize("name", ["mine.json", "", "file/mine.toml", "/proc/mine.toml"])
 def test_a_path_that_no_profile_can_be_written_to_is_refused_before_anything_is_measured(name, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["measure", "--out", str(tmp_path / name) if name else str(tmp_path)]) == 2

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 COLOURS = {"fp32": "#222222", "int8": "#0b5fa5", "mixed": "#d9822b"}
 MARKS = "osD^vP*X"
@@ -30,6 +31,10 @@ def draw(rows: pd.DataFrame, machine: str, path: Path) -> None:
     for config, colour in COLOURS.items():
         axes.scatter([], [], marker="s", color=colour, s=30, label=config)
     axes.set(xscale="log", yscale="log", xlim=span, ylim=span, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("measured, ms per inference (ONNX Runtime, batch 1)")
     axes.set_ylabel("modelled, ms per inference (haq, measured profile)")
     axes.set_title(f"{machine}\nno network took part in the fit", fontsize=10)

@@ -57,6 +57,11 @@ class Run:
         is_integer = {node: self.bits[layer] == NARROW for node, layer in self.network.layer_of.items()}
         return insert(self.network.model, is_integer)
 
+    def narrow_products(self) -> int:
+        """How many integer products ONNX Runtime is asked for; a look-up is none."""
+        kinds = {layer.name: layer.kind for layer in self.network.workload.layers}
+        return sum(self.bits[x] == NARROW and kinds[x] != "embedding" for x in self.network.layer_of.values())
+
 
 def main() -> None:
     options = arguments()
@@ -64,7 +69,7 @@ def main() -> None:
     threads = options.threads or this_machine().cores
     profile = load_profile(str(options.profile or measured(options.out, threads, options.seconds)))
     runs = [run for name in options.networks.split(",") for run in configs(network(name))]
-    timings = time_all([runner(run.model(), threads) for run in runs], Effort(options.seconds_per_network))
+    timings = time_all([runner(run.model(), threads) for run in runs], Effort(options.seconds_per_network, rounds=4))
     rows = pd.DataFrame([row(run, timing, profile, threads) for run, timing in zip(runs, timings, strict=True)])
     rows.to_csv(options.out / "results.csv", index=False, lineterminator="\n")
     machine = {**machine_facts(), "threads": threads}
@@ -73,7 +78,7 @@ def main() -> None:
         if run.config == "mixed":
             path = options.out / f"{run.network.name.partition(':')[0]}_mixed.json"
             path.write_text(json.dumps(run.bits.to_json(), indent=1) + "\n")
-    draw(rows, profile.title, options.out / "measured_modelled.png")
+    draw(rows, f"{profile.title}, ONNX Runtime {onnxruntime.__version__}", options.out / "measured_modelled.png")
     print(rows.drop(columns=["batch", "repeats"]).to_string(index=False))
     print(f"largest error {rows.error_percent.abs().max():.1f} %, mean {rows.error_percent.abs().mean():.1f} %")
 
@@ -94,6 +99,8 @@ def measured(out: Path, threads: int, seconds: float) -> Path:
     path = out / "this_machine.toml"
     found = measure(open_device("cpu", threads), seconds, lambda done, total: None)
     write_profile(path, found, datetime.date.today())
+    if found.others is not None:
+        print(f"other programs took {100 * found.others:.1f} % of the cores while the kernels were timed")
     return path
 
 
@@ -108,6 +115,9 @@ def configs(found: Network) -> Iterator[Run]:
 def row(run: Run, timing: Timing, profile: HardwareProfile, threads: int) -> Mapping[str, object]:
     """One line of results.csv: measured, and modelled with and without the table of kernels."""
     ops = executed_ops(run.model(), threads)
+    integer, floats = (sum(ops[op] for op in kinds) for kinds in (INTEGER_OPS, FLOAT_OPS))
+    wanted = run.narrow_products()
+    assert integer == wanted, f"{run.network.name} {run.config}: {integer} integer kernels in the graph, {wanted} asked"
     plain = profile.model_copy(update={"lookup": None})
     measured_ms, modelled_ms = 1e3 * timing.median_s, latency_ms(run, profile)
     return {
@@ -122,8 +132,8 @@ def row(run: Run, timing: Timing, profile: HardwareProfile, threads: int) -> Map
         "plain_ms": round(latency_ms(run, plain), 4),
         "plain_error_percent": round(100 * (latency_ms(run, plain) / measured_ms - 1), 2),
         "layers": len(run.network.layer_of),
-        "integer_nodes": sum(ops[op] for op in INTEGER_OPS),
-        "float_nodes": sum(ops[op] for op in FLOAT_OPS),
+        "integer_nodes": integer,
+        "float_nodes": floats,
     }
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # measuring loads ONNX Runtime, and nothing else does
     from haq.measure.measure import Progress as Report
 
 
+TOO_BUSY = 0.05
+"""The share of the cores that other programs may take before a measurement is worth little."""
+
+
 @click.command()
 @click.option("--device", default="cpu", show_default=True, help="What to measure: cpu or cuda.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The profile to write, a TOML file.")
@@ -53,12 +57,18 @@ def measure(device: str, out: Path, threads: int | None, seconds: float, *, as_j
                 "runtime": opened.runtime,
                 "benches": len(found.timings),
                 "noise": float(np.median([timing.noise for timing in found.timings.values()])),
+                **({} if found.others is None else {"others": found.others}),
                 "error": float(np.abs(found.fitted.result.errors).mean()),
                 "classes": list(_classes(found)),
             }
         )
         return
     _show(found)
+    if found.others is not None and found.others > TOO_BUSY:
+        echo(
+            f"other programs took {100 * found.others:.0f} % of the cores meanwhile, so these latencies are too long; "
+            "measure again when nothing else runs"
+        )
     echo(f"written: {out} and {rows}; search for it with --target {out}")
 
 

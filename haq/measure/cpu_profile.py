@@ -11,6 +11,7 @@ GRAPH = (
     "the graphs that ONNX Runtime's optimizer wrote (optimized_model_filepath) for the chains of haq measure: QDQ "
     "pairs around Add, Mul, Concat and MaxPool become integer kernels, around the others they stay"
 )
+SPREAD = "networks that it had not seen stayed within it where that was tried (experiments/measured_cpu)"
 CLASSES = ("conv", "depthwise", "gemm", "attention")
 
 
@@ -28,7 +29,7 @@ def cpu_document(machine: Machine, threads: int, runtime: str, limits: Limits) -
         "runtime": runtime,
         "confidence": "measured device",
         "confidence_note": "fitted to kernels timed on this machine, and corrected by their table",
-        "latency_spread": new_figure(0.2, "fraction", "an aim: no network was timed with it", "assumed", 1.0),
+        "latency_spread": new_figure(0.2, "fraction", SPREAD, "assumed", 1.0),
         **_formats(),
         "arithmetic": fastest,
         "efficiency": {

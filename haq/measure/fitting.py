@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from haq.errors import InputError
 from haq.hardware.calibrate import FitResult, fit
 from haq.hardware.ledger import Observation
 from haq.hardware.lookup import Row
@@ -34,9 +35,15 @@ class Fitted:
 def limits_of(cases: Sequence[Case], streams: Streams, timings: Mapping[Bench, Timing]) -> Limits:
     """The most operations per second that a comparison showed, per format, and how fast weights are read."""
     rates: dict[str, float] = {}
-    for case, layers, seconds in _certain(cases, timings):
-        (fmt,) = set(case.longer.formats)
-        rates[fmt] = max(rates.get(fmt, 0.0), 2 * sum(layer.macs for layer in layers) / seconds)
+    for fmt in dict.fromkeys(fmt for case in cases if case.nodes for fmt in case.longer.formats):
+        found = [(case, *alone) for case in cases if fmt in case.longer.formats and (alone := _alone(case, timings))]
+        clear = [row for row in found if row[-1] < MOST_NOISE] or found
+        if not clear:
+            raise InputError(
+                f"no {fmt} kernel stands out of the noise", where="haq measure", got="chains as fast as shorter ones",
+                expected="a machine that does nothing else meanwhile", way_out="measure again, with more --seconds",
+            )  # fmt: skip
+        rates[fmt] = max(operations / seconds for _, operations, seconds, _ in clear)
     at_once, paused = ([(size, timings[b].median_s) for size, b in s] for s in (streams.at_once, streams.paused))
     hot, cold = (seconds / size for size, seconds in (at_once[0], at_once[-1]))
     after_pause = [(size, seconds - paused[0][1]) for size, seconds in paused[1:]] or at_once
@@ -50,17 +57,15 @@ def _half_way(per_byte: float, times: Sequence[tuple[int, float]]) -> float:
     return float(np.interp(per_byte, slower, [size for size, _ in times]))
 
 
-def _certain(
-    cases: Sequence[Case], timings: Mapping[Bench, Timing]
-) -> Iterator[tuple[Case, tuple[LayerSpec, ...], float]]:
-    """Comparisons of layers alone with little noise: the layers and their time together in seconds."""
-    for case in cases:
-        nodes = [node for node in case.longer.workload.nodes if node.name in case.nodes]
-        layers = tuple(node for node in nodes if isinstance(node, LayerSpec))
-        microseconds, error = difference_us(case, timings)
-        is_alone = all(isinstance(node, LayerSpec) or node.kind == "activation" for node in nodes)
-        if layers and is_alone and 0 < error < MOST_NOISE * microseconds:
-            yield case, layers, 1e-6 * microseconds
+def _alone(case: Case, timings: Mapping[Bench, Timing]) -> tuple[float, float, float] | None:
+    """Operations, seconds and noise of a comparison of layers alone; None for any other, and for pure noise."""
+    nodes = [node for node in case.longer.workload.nodes if node.name in case.nodes]
+    layers = [node for node in nodes if isinstance(node, LayerSpec)]
+    microseconds, error = difference_us(case, timings)
+    is_alone = all(isinstance(node, LayerSpec) or node.kind == "activation" for node in nodes)
+    if not layers or not is_alone or microseconds <= 0:
+        return None
+    return 2.0 * sum(layer.macs for layer in layers), 1e-6 * microseconds, error / microseconds
 
 
 def fit_device(device: Device, timings: Mapping[Bench, Timing]) -> Fitted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,3 +55,34 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def busy_s() -> float | None:
+    """Seconds that all cores together have worked since the system started; None where it does not tell."""
+    try:
+        fields = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        # user, nice, system, idle, iowait, irq, softirq, steal: all but idling and waiting for a disk
+        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
+@dataclass
+class OthersWatch:
+    """How much of the machine other processes take. It changes: it remembers when it was started."""
+
+    cores: int
+    _start: tuple[float, float, float | None] = (0.0, 0.0, None)
+
+    def start(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """The share of the cores' time that others took since the start; None where the system does not tell."""
+        (wall, own, busy), (wall_0, own_0, busy_0) = self._now(), self._start
+        if busy is None or busy_0 is None or wall <= wall_0:
+            return None
+        return max(0.0, (busy - busy_0) - (own - own_0)) / ((wall - wall_0) * self.cores)
+
+    def _now(self) -> tuple[float, float, float | None]:
+        return time.monotonic(), time.process_time(), busy_s()

@@ -14,6 +14,9 @@ from haq.errors import InputError
 Call = Callable[[], float | None]
 """Runs once; returns the seconds that it took where the device knows them better than a clock beside it."""
 
+Clock = Callable[[], float]
+"""Seconds from any start."""
+
 MIN_REPEATS = 3
 """Timed calls per visit, however long one takes."""
 
@@ -44,7 +47,8 @@ class Timing:
 
 def summarize(rounds_s: Sequence[Sequence[float]]) -> Timing:
     """The timing of calls that took so many seconds in each round."""
-    quietest = min(rounds_s, key=lambda calls: float(np.median(calls)))
+    medians = [float(np.median(calls)) for calls in rounds_s]
+    quietest = rounds_s[medians.index(min(medians))]
     low, middle, high = np.quantile(quietest, (0.25, 0.5, 0.75)).tolist()
     return Timing(middle, (high - low) / middle, len(quietest))
 
@@ -55,7 +59,7 @@ class Effort:
     even so."""
 
     seconds: float
-    rounds: int = 4
+    rounds: int = 2
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.seconds <= 0:
@@ -64,16 +68,21 @@ class Effort:
             )
 
 
-def time_all(calls: Sequence[Call], effort: Effort, clock: Callable[[], float] = time.perf_counter) -> list[Timing]:
-    """The timing of every call, in order: each round visits each call once. clock: seconds from any start."""
+def time_all(calls: Sequence[Call], effort: Effort, clock: Clock = time.perf_counter) -> list[Timing]:
+    """The timing of every call, in order."""
+    return [summarize(rounds) for rounds in sample_all(calls, effort, clock)]
+
+
+def sample_all(calls: Sequence[Call], effort: Effort, clock: Clock = time.perf_counter) -> list[list[list[float]]]:
+    """Seconds per call, for every call and round: each round visits each call once."""
     samples: list[list[list[float]]] = [[] for _ in calls]
     for _ in range(effort.rounds):
-        for call, timed in zip(calls, samples, strict=True):
-            timed.append(visit(call, effort.seconds / effort.rounds, clock))
-    return [summarize(timed) for timed in samples]
+        for call, rounds in zip(calls, samples, strict=True):
+            rounds.append(visit(call, effort.seconds / effort.rounds, clock))
+    return samples
 
 
-def visit(call: Call, seconds: float, clock: Callable[[], float]) -> list[float]:
+def visit(call: Call, seconds: float, clock: Clock) -> list[float]:
     """Timed calls that take about so long together, after the warm-up."""
     started = clock()
     while True:

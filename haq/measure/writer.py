@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,12 @@ def check_out(out: Path) -> None:
     if out.is_dir():
         raise InputError("the path is a folder", where="--out", got=str(out), expected="a file that can be written")
     folder = next(parent for parent in (out.parent, *out.parent.parents) if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError("cannot write there", where="--out", got=str(out), expected="a folder that can be written to")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            "cannot write there", where="--out", got=f"{out}: {error.strerror}", expected="a folder to write to"
+        ) from None
 
 
 def profile_text(measured: Measured, lookup: Mapping[str, str], day: datetime.date) -> str:

@@ -62,7 +62,9 @@ def test_an_unknown_target_comes_with_the_nearest_name():
 
 
 def test_an_unknown_option_comes_with_the_known_ones():
-    with pytest.raises(InputError, match=r"unknown option; got 'tf23'; expected one of 80gb, fastertransformer, int4_conv, tf32"):
+    with pytest.raises(
+        InputError, match=r"unknown option; got 'tf23'; expected one of 80gb, fastertransformer, int4_conv, tf32"
+    ):
         load_profile("a100:tf23")
 
 

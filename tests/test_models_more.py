@@ -269,3 +269,12 @@ def test_hidden_states_and_words_are_those_that_transformers_gives_with_padding_
         torch.testing.assert_close(ours.encoder(ids, mask), expected.hidden_states[-1], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(ours(ids, mask), expected.logits, rtol=1e-4, atol=1e-3)
         assert not torch.allclose(ours(ids, torch.ones_like(mask))[1], ours(ids, mask)[1], atol=0.1)
+
+
+def test_bert_with_its_word_head_multiplies_what_arithmetic_says() -> None:
+    pytest.importorskip("transformers")
+    workload = traced("bert_base_words")
+    # twelve layers of 384 tokens: four 768 x 768, two 768 x 3,072, two products of 384 x 384; then the head
+    layer = 384 * (4 * 768**2 + 2 * 768 * 3072 + 2 * 384 * 768)
+    assert workload.macs == 12 * layer + 384 * (768**2 + 768 * 30_522)
+    assert workload.unsupported == ()

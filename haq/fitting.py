@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from haq.hardware.profile import FOLDER, HardwareProfile, build_profile, split_t
 from haq.precision import Assignment, Precision
 from haq.pricing import read_assignment
 from haq.resources import find_toml
-from haq.spacefile import load_space, with_input, with_seq_len
+from haq.spacefile import load_space, with_size
 from haq.tracecache import workload_of
 from haq.validation import load_toml
 from haq.workload import Workload
@@ -77,22 +78,27 @@ def calibrate(name_or_path: str, measurements: Path) -> Calibration:
             raise InputError(
                 "no measurement of this runtime", where=str(measurements), got=one.runtime, expected=f"one of {known}"
             )
-    results = run_fits(raw, fits, rows, measurements.parent)
-    unseen = leave_one_model_out(raw, fits, rows, measurements.parent)
+    _, results = fitted(raw, fits, rows, measurements.parent)
+    unseen = leave_one_model_out(raw, [one for one in fits if not one.option], rows, measurements.parent)
     digest = hashlib.sha256(measurements.read_bytes()).hexdigest()
     return Calibration(path.stem, path, measurements, digest, fits, results, unseen)
 
 
-def run_fits(
+def fitted(
     raw: Mapping[str, Any], fits: Sequence[Fit], rows: Sequence[Measurement], folder: Path
-) -> tuple[FitResult, ...]:
-    """The fits one after the other, each on what those before it found. raw: the profile's document, left as it is."""
+) -> tuple[dict[str, Any], tuple[FitResult, ...]]:
+    """The profile's document after the fits, one after the other, and what each that has a row found.
+
+    raw: the profile's document, left as it is. A fit sees what those before it found; one without a row stays at its
+    priors.
+    """
     document, results = at_priors(raw, fits), []
     for one in fits:
-        result = fit(one.free, observe(document, [row for row in rows if row.runtime == one.runtime], folder))
-        document = with_values(document, one.option, result.values)
-        results.append(result)
-    return tuple(results)
+        mine = [row for row in rows if row.runtime == one.runtime]
+        if mine:
+            results.append(fit(one.free, observe(document, mine, folder)))
+            document = with_values(document, one.option, results[-1].values)
+    return document, tuple(results)
 
 
 def leave_one_model_out(
@@ -100,29 +106,17 @@ def leave_one_model_out(
 ) -> dict[str, float]:
     """Row id -> relative error, each predicted by fits without any row of its model; empty with a single model.
 
-    A fit that is left without rows stays at its priors: so the error from one family of networks to another shows.
+    Rows of runtimes that none of the fits is for are left out. A fit that is left without rows stays at its priors: so
+    the error from one family of networks to another shows.
     """
-    own = [one for one in fits if not one.option]
-    rows = [row for row in rows if any(row.runtime == one.runtime for one in own)]
+    rows = [row for row in rows if any(row.runtime == one.runtime for one in fits)]
     models = dict.fromkeys(row.space for row in rows)
     errors: dict[str, float] = {}
     for model in models if len(models) > 1 else ():
         held = [row for row in rows if row.space == model]
-        document = fitted_document(raw, own, [row for row in rows if row.space != model], folder)
+        document, _ = fitted(raw, fits, [row for row in rows if row.space != model], folder)
         errors |= errors_of(document, held, folder)
     return {row.id: errors[row.id] for row in rows if row.id in errors}
-
-
-def fitted_document(
-    raw: Mapping[str, Any], fits: Sequence[Fit], rows: Sequence[Measurement], folder: Path
-) -> Mapping[str, Any]:
-    """The profile's document after fits to these rows; fits without a row stay at their priors."""
-    document = at_priors(raw, fits)
-    for one in fits:
-        mine = [row for row in rows if row.runtime == one.runtime]
-        if mine:
-            document = with_values(document, one.option, fit(one.free, observe(document, mine, folder)).values)
-    return document
 
 
 def errors_of(document: Mapping[str, Any], rows: Sequence[Measurement], folder: Path) -> dict[str, float]:
@@ -140,7 +134,7 @@ def observe(document: Mapping[str, Any], rows: Sequence[Measurement], folder: Pa
         options = split_target(row.target)[1]
         if options not in profiles:
             profiles[options] = build_profile(document, options, str(document["name"]))
-        profile, workload = profiles[options], _workload(row)
+        profile, workload = profiles[options], _workload(row.space, row.input)
         executed = legalize(workload, _asked(row, workload, folder), profile).executed
         found.append(Observation(row.id, row.space, profile, workload, executed, row.batch, row.latency_ms / 1e3))
     return tuple(found)
@@ -175,21 +169,11 @@ def _set(table: Mapping[str, Any], names: tuple[str, ...], value: float) -> dict
     return {**table, head: _set(table[head], rest, value) if rest else {**table[head], "value": value}}
 
 
-def _workload(row: Measurement) -> Workload:
-    space = load_space(row.space)
-    if row.input:
-        space = with_seq_len(space, int(row.input)) if row.input.isdigit() else with_input(space, row.input)
-    return _traced(space.path, row.input, space)
-
-
-_TRACED: dict[tuple[Path, str], Workload] = {}
-
-
-def _traced(path: Path, shape: str, space: Any) -> Workload:
-    """Read from the trace cache once per process: a table has many rows of few networks."""
-    if (path, shape) not in _TRACED:
-        _TRACED[path, shape] = workload_of(space)
-    return _TRACED[path, shape]
+@cache
+def _workload(space: str, size: str) -> Workload:
+    """Once per process: a table has many rows of few networks."""
+    found = load_space(space)
+    return workload_of(with_size(found, size) if size else found)
 
 
 def _asked(row: Measurement, workload: Workload, folder: Path) -> Assignment:

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomlkit
-from tomlkit.items import InlineTable
 
 from haq.fitting import SPREAD_SHARE, Calibration, figure_path
 from haq.hardware.calibrate import Estimated, FitResult
 from haq.hardware.calibration import Fit
-
-DIGITS = 4
-"""Significant digits of what is written: more than any of these figures deserve, so that rounding moves nothing."""
+from haq.hardware.figures import rounded
+from haq.tomltext import inline, lines
 
 
 def calibrated_text(found: Calibration) -> str:
@@ -28,14 +26,9 @@ def calibrated_text(found: Calibration) -> str:
         table = document["fits"][index]
         table["measurements"] = found.sha256
         table["error"] = rounded(float(abs(result.errors).mean()))
-        table["residuals"] = _residuals(result)
+        table["residuals"] = lines(result.residuals)
     _set_spread(document, found)
     return tomlkit.dumps(document)
-
-
-def rounded(value: float) -> float:
-    """The value with DIGITS significant digits."""
-    return float(f"{value:.{DIGITS}g}")
 
 
 def _source(one: Fit, result: FitResult, measurements: str) -> str:
@@ -48,8 +41,7 @@ def _set(document: Any, names: Sequence[str], parameter: Estimated, source: str)
     table = document
     for name in names[:-1]:
         table = table[name]
-    figure = tomlkit.inline_table()
-    figure.update(
+    table[names[-1]] = inline(
         {
             "value": rounded(parameter.value),
             "unit": str(table[names[-1]]["unit"]),
@@ -59,15 +51,6 @@ def _set(document: Any, names: Sequence[str], parameter: Estimated, source: str)
             "uncertainty": rounded(math.expm1(parameter.sd)),
         }
     )
-    table[names[-1]] = figure
-
-
-def _residuals(result: FitResult) -> Any:
-    rows = tomlkit.array()
-    for row, seconds in zip(result.observations, result.modelled_s.tolist(), strict=True):
-        rows.add_line([row.id, rounded(1e3 * row.latency_s), rounded(1e3 * seconds)])
-    rows.add_line(indent="")
-    return rows
 
 
 def _set_spread(document: Any, found: Calibration) -> None:
@@ -76,8 +59,7 @@ def _set_spread(document: Any, found: Calibration) -> None:
     if spread is None or (old["status"] == "assumed" and old["value"] >= spread):
         return
     models = len({row.model for result in found.results for row in result.observations if row.id in found.unseen})
-    figure: InlineTable = tomlkit.inline_table()
-    figure.update(
+    document["latency_spread"] = inline(
         {
             "value": rounded(spread),
             "unit": "fraction",
@@ -86,7 +68,6 @@ def _set_spread(document: Any, found: Calibration) -> None:
             "status": "fitted",
         }
     )
-    document["latency_spread"] = figure
 
 
 def summary(found: Calibration) -> list[Mapping[str, Any]]:

@@ -205,5 +205,10 @@ def with_seq_len(space: SpaceFile, length: int) -> SpaceFile:
     )
 
 
+def with_size(space: SpaceFile, size: str) -> SpaceFile:
+    """The space for another input as text: a number of tokens (`128`) or an image (`3x160x160`); raises InputError."""
+    return with_seq_len(space, int(size)) if size.isdigit() else with_input(space, size)
+
+
 def _with_inputs(space: SpaceFile, inputs: tuple[InputSpec, ...]) -> SpaceFile:
     return space.model_copy(update={"model": space.model.model_copy(update={"inputs": inputs})})

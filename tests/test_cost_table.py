@@ -36,7 +36,7 @@ def slow(net, levels, profile, batch, bits=BIT_WIDTHS):
     return estimate(net, legalize(net, assignment(net, levels, bits), profile).executed, profile, batch=batch).figures()
 
 
-def same(net, profile, levels, batch=1, bits=BIT_WIDTHS):
+def assert_same(net, profile, levels, batch=1, bits=BIT_WIDTHS):
     """The table says of every candidate what the slow path says."""
     table = cost_table(net, profile, batch=batch, bits=bits)
     priced = table.price(levels)
@@ -119,7 +119,7 @@ def draw_levels(data, net, most=8):
 @given(data=st.data(), batch=st.integers(1, 64))
 def test_the_table_and_the_slow_path_agree_on_any_network(target, data, batch):
     net = data.draw(st.one_of(networks(), st.sampled_from((residual(), attention(), heads(), tied(bias=10)))))
-    same(net, load_profile(target), draw_levels(data, net), batch)
+    assert_same(net, load_profile(target), draw_levels(data, net), batch)
 
 
 @pytest.mark.parametrize("space", ["resnet50", "densenet121", "bert_base"])
@@ -129,7 +129,7 @@ def test_the_table_and_the_slow_path_agree_on_real_networks(space, target):
         pytest.skip("needs transformers")
     net = workload_of(load_space(space))
     levels = np.random.default_rng(0).integers(0, 4, (20, len(net.layers)), dtype=np.uint8)
-    same(net, load_profile(target), levels, batch=2)
+    assert_same(net, load_profile(target), levels, batch=2)
 
 
 def test_one_layer_by_hand():
@@ -158,7 +158,7 @@ def test_three_layers_that_share_a_weight_store_it_once_per_format():
     # 10 x 10: 50 + 40 bytes in int4, 100 + 40 in int8, 200 in fp16; five more for each integer operand
     priced = cost_table(net, profile, batch=1).price([[0, 0, 0], [0, 1, 0], [1, 0, 2], [2, 2, 2]])
     assert priced.size_bytes.tolist() == [90 + 15, 90 + 140 + 15, 90 + 140 + 200 + 10, 200]
-    same(net, profile, every(3))
+    assert_same(net, profile, every(3))
 
 
 def test_the_bias_of_a_module_that_runs_twice_is_stored_once_per_width():
@@ -167,7 +167,7 @@ def test_the_bias_of_a_module_that_runs_twice_is_stored_once_per_width():
     priced = cost_table(net, profile, batch=1).price([[2, 2, 2], [2, 2, 3]])
     assert priced.size_bytes.tolist() == [200 + 20 + 20, 200 + 400 + 20 + 20 + 40]
     for target in TARGETS:
-        same(net, load_profile(target), every(3))
+        assert_same(net, load_profile(target), every(3))
 
 
 def test_of_shared_weights_with_different_scales_the_last_counts_as_in_the_size():
@@ -182,7 +182,7 @@ def test_of_shared_weights_with_different_scales_the_last_counts_as_in_the_size(
 def test_energy_is_unknown_for_the_candidates_that_execute_something_without_a_source():
     net, profile = residual(), load_profile("a100:int4_conv")
     levels = every(3)
-    priced = same(net, profile, levels)
+    priced = assert_same(net, profile, levels)
     unknown = (levels == 0).any(axis=1)  # nobody states the energy of an int4 product
     assert np.isnan(priced.energy_mj).tolist() == unknown.tolist()
     assert "energy_mj" not in priced.row(0)
@@ -193,7 +193,7 @@ def test_other_bit_widths_than_all_four_have_their_own_levels():
     profile = load_profile("mobile")
     for bits in ((8,), (8, 16), (4, 8, 32)):
         levels = np.array(list(itertools.product(range(len(bits)), repeat=3)), dtype=np.uint8)
-        same(residual(), profile, levels, bits=bits)
+        assert_same(residual(), profile, levels, bits=bits)
     for bits in ((), (16, 8), (8, 8), (2, 4)):
         with pytest.raises(InputError, match=r"some of .* ascending"):
             cost_table(residual(), profile, batch=1, bits=bits)
@@ -257,7 +257,7 @@ def test_every_layer_and_every_pair_is_in_a_quad(case):
 
 def test_a_network_without_layers_has_one_price():
     net = Workload("glue", (("x", SHAPE),), (relu("r", "x", SHAPE),), ("r",))
-    priced = same(net, load_profile("a100"), np.zeros((2, 0), dtype=np.uint8))
+    priced = assert_same(net, load_profile("a100"), np.zeros((2, 0), dtype=np.uint8))
     assert priced.latency_ms[0] > 0
 
 
@@ -265,4 +265,4 @@ def test_a_layer_kind_without_a_product_has_a_price():
     look_up = LayerSpec("e", "embedding", ("i",), ((16,),), (16, 8), 0, None, WeightSpec("e.weight", (100, 8), 0))
     net = Workload("rows", (("i", (16,)),), (look_up,), ("e",))
     for target in TARGETS:
-        same(net, load_profile(target), every(1))
+        assert_same(net, load_profile(target), every(1))

@@ -17,8 +17,8 @@ from haq.hardware.profile import build_profile, load_profile
 from haq.measure import grid, patterns
 from haq.measure.chain import chain, uniform
 from haq.measure.cuda import LEAST_INT8_ROWS, cuda_cases
-from haq.measure.cuda_profile import cuda_document, cuda_free, cuda_later
-from haq.measure.device import Device, Limits, Streams
+from haq.measure.cuda_profile import cuda_document, cuda_later
+from haq.measure.device import Device, Limits, Streams, free_rates
 from haq.measure.fitting import fit_device
 from haq.measure.measure import Measured
 from haq.measure.timing import Timing
@@ -96,7 +96,7 @@ def gpu():
         streams,
         partial(ready, device="cpu"),
         document,
-        cuda_free,
+        free_rates,
         cuda_later,
         {"tf32": "tf32"},
     )

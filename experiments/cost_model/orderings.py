@@ -8,21 +8,14 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import spearmanr
 
-from haq.hardware.cost import estimate
-from haq.hardware.legalize import legalize
-from haq.hardware.profile import load_profile
-from haq.precision import Assignment
-from haq.spacefile import load_space, with_seq_len
+from haq.pricing import price
+from haq.spacefile import load_space
 from haq.tracecache import workload_of
 
 
-def latency_ms(space: str, target: str, bits: int, batch: int, tokens: int = 0) -> float:
+def latency_ms(space: str, target: str, bits: int, batch: int) -> float:
     """The modelled latency with every layer at one bit-width."""
-    found = load_space(space)
-    workload = workload_of(with_seq_len(found, tokens) if tokens else found)
-    profile = load_profile(target)
-    executed = legalize(workload, Assignment.uniform(workload.layer_names, bits), profile).executed
-    return estimate(workload, executed, profile, batch=batch).latency_ms
+    return price(workload_of(load_space(space)), target, bits, batch=batch).cost.latency_ms
 
 
 def orderings() -> Iterable[dict[str, object]]:
@@ -65,9 +58,8 @@ def layer_orderings(path: Path) -> Iterable[dict[str, object]]:
     for (space, bits), group in (
         ((space, bits), group) for space, group in published.groupby("space") for bits in (8, 4)
     ):
-        workload = workload_of(load_space(str(space)))
-        executed = legalize(workload, Assignment.uniform(workload.layer_names, bits), load_profile("t4")).executed
-        cost = {c.layer: c.latency_ms for c in estimate(workload, executed, load_profile("t4"), batch=8).layers}
+        layers = price(workload_of(load_space(str(space))), "t4", bits, batch=8).cost.layers
+        cost = {layer.layer: layer.latency_ms for layer in layers}
         modelled = group.layer.map(cost)
         measured = group[f"int{bits}_ms"]
         rows.append(

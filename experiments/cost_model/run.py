@@ -26,7 +26,7 @@ from baselines import BASELINES, Point  # noqa: E402
 from orderings import layer_orderings, orderings  # noqa: E402
 from pictures import scatter  # noqa: E402
 
-from haq.fitting import errors_of, fitted_document, leave_one_model_out, observe  # noqa: E402
+from haq.fitting import errors_of, fitted, leave_one_model_out, observe  # noqa: E402
 from haq.hardware.calibration import Fit  # noqa: E402
 from haq.hardware.measurements import Measurement, read_measurements  # noqa: E402
 from haq.hardware.profile import FOLDER, build_profile, split_target  # noqa: E402
@@ -56,25 +56,28 @@ def main() -> None:
         print(summary.to_string(index=False), ordered.to_string(index=False), layers.to_string(index=False), sep="\n\n")
 
 
-def judged(name: str, rows: Sequence[Measurement]) -> Iterable[dict[str, object]]:
-    """One record per row, question and predictor."""
+def document_of(name: str) -> tuple[dict[str, object], tuple[Fit, ...]]:
+    """The committed profile as a document, and its fits."""
     path = find_toml(FOLDER, name, "target")
     raw = {"name": path.stem, **load_toml(path)}
-    fits = build_profile(raw, (), str(path)).fits
+    return raw, build_profile(raw, (), str(path)).fits
+
+
+def judged(name: str, rows: Sequence[Measurement]) -> Iterable[dict[str, object]]:
+    """One record per row, question and predictor."""
+    raw, fits = document_of(name)
     for one in fits:
         mine = [row for row in rows if split_target(row.target)[0] == name and row.runtime == one.runtime]
         points = {row.id: point for row, point in zip(mine, as_points(raw, mine), strict=True)}
-        yield from records(one, mine, "fit", {"haq": as_profiled(raw, mine)})
-        yield from alternate(raw, fits, one, mine, points)
-    own = [one for one in fits if not one.option]
-    for one in (None, *(one for one in fits if one.option)):
-        group = own if one is None else [one]
+        yield from records(one, mine, "fit", {"haq": errors_of(raw, mine, HERE)})
+        yield from alternate(raw, one, mine, points)
+    for group in ([one for one in fits if not one.option], *([one] for one in fits if one.option)):
         mine = [r for r in rows if split_target(r.target)[0] == name and any(r.runtime == f.runtime for f in group)]
         yield from unseen(raw, group, mine)
 
 
 def alternate(
-    raw: dict[str, object], fits: Sequence[Fit], one: Fit, mine: Sequence[Measurement], points: dict[str, Point]
+    raw: dict[str, object], one: Fit, mine: Sequence[Measurement], points: dict[str, Point]
 ) -> Iterable[dict[str, object]]:
     """Both halves of the batch sizes of each network, each predicted from the other."""
     sizes: dict[tuple[str, str], list[int]] = {}
@@ -84,7 +87,7 @@ def alternate(
         return
     halves = [[r for r in mine if sizes[r.space, r.input].index(r.batch) % 2 == half] for half in (0, 1)]
     for seen, held, label in ((halves[0], halves[1], "1st, 3rd, ..."), (halves[1], halves[0], "2nd, 4th, ...")):
-        document = fitted_document(raw, [one], seen, HERE)
+        document, _ = fitted(raw, [one], seen, HERE)
         predicted = {"haq": errors_of(document, held, HERE)}
         for name, predictor in BASELINES.items():
             latencies = predictor([points[r.id] for r in seen], [points[r.id] for r in held])
@@ -95,9 +98,7 @@ def alternate(
 def unseen(raw: dict[str, object], fits: Sequence[Fit], mine: Sequence[Measurement]) -> Iterable[dict[str, object]]:
     """Every network predicted without its rows, by the model and by the naive predictors."""
     points = dict(zip((row.id for row in mine), as_points(raw, mine), strict=True))
-    own = [Fit.model_validate({**one.model_dump(), "option": ""}) for one in fits] if not fits[0].option else list(fits)
-    errors = leave_one_model_out(raw, fits, mine, HERE) if not fits[0].option else _unseen_of_option(raw, own, mine)
-    predicted: dict[str, dict[str, float]] = {"haq": errors}
+    predicted: dict[str, dict[str, float]] = {"haq": leave_one_model_out(raw, fits, mine, HERE)}
     for name in ("a + b x MACs", "MACs ratio"):
         predicted[name] = {}
         for model in dict.fromkeys(row.space for row in mine):
@@ -110,33 +111,18 @@ def unseen(raw: dict[str, object], fits: Sequence[Fit], mine: Sequence[Measureme
 
 def held_out(name: str, rows: Sequence[Measurement], further: Sequence[Measurement]) -> Iterable[dict[str, object]]:
     """The committed profile on rows that no fit and no choice saw; the naive predictors see the published ones."""
-    path = find_toml(FOLDER, name, "target")
-    raw = {"name": path.stem, **load_toml(path)}
-    for one in build_profile(raw, (), str(path)).fits:
+    raw, fits = document_of(name)
+    for one in fits:
         seen, held = ([r for r in group if r.runtime == one.runtime and split_target(r.target)[0] == name]
                       for group in (rows, further))  # fmt: skip
         if not held:
             continue
         points = dict(zip((row.id for row in held), as_points(raw, held), strict=True))
-        predicted = {"haq": as_profiled(raw, held)}
+        predicted = {"haq": errors_of(raw, held, HERE)}
         for label, predictor in BASELINES.items():
             latencies = predictor(as_points(raw, seen), list(points.values()))
             predicted[label] = {key: value / points[key].latency_ms - 1 for key, value in latencies.items()}
         yield from records(one, held, "held out", predicted)
-
-
-def _unseen_of_option(raw: dict[str, object], fits: Sequence[Fit], mine: Sequence[Measurement]) -> dict[str, float]:
-    errors: dict[str, float] = {}
-    models = dict.fromkeys(row.space for row in mine)
-    for model in models if len(models) > 1 else ():
-        document = fitted_document(raw, fits, [row for row in mine if row.space != model], HERE)
-        errors |= errors_of(document, [row for row in mine if row.space == model], HERE)
-    return errors
-
-
-def as_profiled(raw: dict[str, object], mine: Sequence[Measurement]) -> dict[str, float]:
-    """Row id -> error of the committed profile."""
-    return errors_of(raw, mine, HERE)
 
 
 def as_points(raw: dict[str, object], mine: Sequence[Measurement]) -> list[Point]:

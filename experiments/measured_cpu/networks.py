@@ -20,7 +20,7 @@ from haq.nn.bundle import example_inputs
 from haq.nn.fold import fold_batch_norm
 from haq.nn.trace import trace
 from haq.references import resolve
-from haq.spacefile import SpaceFile, load_space, with_input, with_seq_len
+from haq.spacefile import SpaceFile, load_space, with_size
 from haq.workload import Workload
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -50,7 +50,7 @@ def network(text: str) -> Network:
     name, _, size = text.partition(":")
     space = load_space(name)
     if size:
-        space = with_seq_len(space, int(size)) if size.isdigit() else with_input(space, size)
+        space = with_size(space, size)
     return _exported(space, text)
 
 

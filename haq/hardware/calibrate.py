@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from haq.errors import InputError
-from haq.hardware.calibration import Free
+from haq.hardware.calibration import Free, Residual
+from haq.hardware.figures import rounded
 from haq.hardware.ledger import Floats, Ledger, Observation, rate_figure
 from haq.hardware.schema import HardwareProfile
 
@@ -56,6 +57,12 @@ class FitResult:
         """(rows,) modelled over measured, less one."""
         measured = np.array([row.latency_s for row in self.observations])
         return np.asarray(self.modelled_s / measured - 1.0)
+
+    @property
+    def residuals(self) -> tuple[Residual, ...]:
+        """Each row's id, measured and modelled latency in milliseconds, as a profile keeps them."""
+        pairs = zip(self.observations, self.modelled_s.tolist(), strict=True)
+        return tuple((row.id, rounded(1e3 * row.latency_s), rounded(1e3 * seconds)) for row, seconds in pairs)
 
     @property
     def values(self) -> dict[str, float]:

@@ -53,6 +53,11 @@ class Figure(Strict):
         return _FACTORS[self.unit]
 
 
+def rounded(value: float) -> float:
+    """Four significant digits: more than any fitted or measured figure deserves, so that rounding moves nothing."""
+    return float(f"{value:.4g}")
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What a figure measures: its units with their factor to SI, and the range of sane SI values, ends included."""

@@ -7,7 +7,7 @@ pairs of layers, and a table of them is exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from haq.hardware.schema import HardwareProfile
 from haq.workload import GlueOp, LayerSpec, Workload, elements
@@ -145,21 +145,31 @@ def _finished(
     drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload, profile: HardwareProfile
 ) -> tuple[Kernel, ...]:
     inside = _fused_attention(drafts, made_by, workload) if profile.attention is not None else frozenset()
-    in_place = profile.fusion.in_place
-    reads = [tuple(_read(d, r, made_by, workload, inside, in_place) for r in d.reads) for d in drafts]
+    in_floats = [d.head is None and d.kinds[0] in profile.fusion.float_glue for d in drafts]
+
+    def read(draft: _Draft, name: str, count: int, joins: bool) -> Read:
+        source = made_by.get(name)
+        is_operand = draft.head is None and draft.kinds[0] == "reshape" and len(draft.reads) > 1 and not joins
+        is_shared = len(workload.consumers.get(name, ())) > 1
+        return Read(
+            source,
+            count,
+            joins,
+            inside=name in inside,
+            rescaled=is_operand and is_shared,
+            in_place=profile.fusion.in_place and is_operand and not is_shared and source is not None,
+            left_in_floats=source is not None and in_floats[source],
+        )
+
+    reads = [tuple(read(draft, *each) for each in draft.reads) for draft in drafts]
     last_use = list(range(len(drafts)))
     for index, kernel_reads in enumerate(reads):
-        for read in kernel_reads:
-            if read.source is not None:
-                last_use[read.source] = index
+        for each in kernel_reads:
+            if each.source is not None:
+                last_use[each.source] = index
     for name in workload.outputs:
         if name in made_by:
             last_use[made_by[name]] = len(drafts) - 1
-    in_floats = [d.head is None and d.kinds[0] in profile.fusion.float_glue for d in drafts]
-    reads = [
-        tuple(r if r.source is None or not in_floats[r.source] else replace(r, left_in_floats=True) for r in kernel)
-        for kernel in reads
-    ]
     kinds = {layer.name: layer.kind for layer in workload.layers}
     return tuple(
         Kernel(
@@ -183,21 +193,6 @@ def _float_host(
     return max(sources) if is_conv and _is_private(host, draft.name, names, workload) else None
 
 
-def _read(
-    draft: _Draft,
-    read: tuple[str, int, bool],
-    made_by: dict[str, int],
-    workload: Workload,
-    inside: frozenset[str],
-    in_place: bool,
-) -> Read:
-    name, count, joins = read
-    is_operand = draft.head is None and draft.kinds[0] == "reshape" and len(draft.reads) > 1 and not joins
-    is_shared = len(workload.consumers.get(name, ())) > 1
-    is_ready = in_place and is_operand and not is_shared and name in made_by
-    return Read(made_by.get(name), count, joins, name in inside, is_operand and is_shared, is_ready)
-
-
 def _fused_attention(drafts: Sequence[_Draft], made_by: dict[str, int], workload: Workload) -> frozenset[str]:
     """The results of first products that only a second product reads, through a softmax: they stay on the chip."""
     found = set()
@@ -206,13 +201,8 @@ def _fused_attention(drafts: Sequence[_Draft], made_by: dict[str, int], workload
             continue
         for name, _, _ in draft.reads:
             first = drafts[made_by[name]] if name in made_by else None
-            if (
-                first is not None
-                and first.head is not None
-                and first.head.kind == "matmul"
-                and "softmax" in first.kinds
-                and workload.consumers[name] == (draft.name,)
-                and name not in workload.outputs
-            ):
+            if first is None or first.head is None or first.head.kind != "matmul" or "softmax" not in first.kinds:
+                continue
+            if _is_private(first, draft.name, (name,), workload):
                 found.add(name)
     return frozenset(found)

@@ -9,8 +9,8 @@ import onnxruntime
 from haq.errors import InputError
 from haq.measure import grid
 from haq.measure.chain import Bench, Case
-from haq.measure.cpu_profile import cpu_document, cpu_free, cpu_later
-from haq.measure.device import Device, Streams
+from haq.measure.cpu_profile import cpu_document, cpu_later
+from haq.measure.device import Device, Streams, free_rates
 from haq.measure.machine import this_machine
 from haq.measure.onnx_graph import build
 from haq.measure.ort import runner
@@ -42,7 +42,7 @@ def cpu(threads: int | None) -> Device:
         streams=Streams(grid.streams(cache, paused=False), grid.streams(cache, paused=True), grid.smallest()),
         ready=partial(ready, threads=used),
         document=partial(cpu_document, machine, used, runtime),
-        free=cpu_free,
+        free=free_rates,
         later=cpu_later,
     )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from haq.hardware.calibration import Free
 from haq.hardware.machine import OP_CLASSES
-from haq.measure.device import EXPECTED, Document, Limits, figure, new_figure, new_size
+from haq.measure.device import EXPECTED, Document, Limits, new_figure, new_size
 from haq.measure.machine import Machine
 
 GRAPH = (
@@ -61,17 +60,6 @@ def cpu_document(machine: Machine, threads: int, runtime: str, limits: Limits) -
             "source": GRAPH,
         },
     }
-
-
-def cpu_free(document: Document) -> tuple[Free, ...]:
-    """What the fit may turn, with what is expected of it."""
-    keys = (
-        *(f"efficiency.{name}" for name in document["efficiency"]),
-        "memory.overlap",
-        "vector.rate",
-        *(f"overhead.kernel.{name}" for name in OP_CLASSES),
-    )
-    return tuple(Free(keys=(key,), prior=figure(document, key)["value"], factor=3.0, source=EXPECTED) for key in keys)
 
 
 def _formats() -> Document:

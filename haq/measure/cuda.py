@@ -10,8 +10,8 @@ from functools import partial
 from haq.errors import InputError
 from haq.measure import grid
 from haq.measure.chain import Case
-from haq.measure.cuda_profile import cuda_document, cuda_free, cuda_later
-from haq.measure.device import Device, Streams
+from haq.measure.cuda_profile import cuda_document, cuda_later
+from haq.measure.device import Device, Streams, free_rates
 
 FLOATS = ("fp32", "tf32", "fp16", "bf16")
 LEAST_INT8_ROWS = 17
@@ -40,7 +40,7 @@ def cuda(threads: int | None) -> Device:
         streams=Streams(grid.large_streams(), (), grid.smallest()),
         ready=partial(ready, device="cuda"),
         document=partial(cuda_document, found.name, runtime, found.multi_processor_count, found.total_memory),
-        free=cuda_free,
+        free=free_rates,
         later=cuda_later,
         options={"tf32": "tf32"},
     )

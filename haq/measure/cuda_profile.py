@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from haq.hardware.calibration import Free
 from haq.hardware.machine import OP_CLASSES
-from haq.measure.device import EXPECTED, Document, Limits, figure, new_figure, new_size
+from haq.measure.device import EXPECTED, Document, Limits, new_figure, new_size
 
 EAGER = "PyTorch runs every op as a kernel of its own, here within one CUDA graph"
 CLASSES = ("conv", "depthwise", "gemm", "attention")
@@ -51,17 +50,6 @@ def cuda_document(title: str, runtime: str, units: int, memory_bytes: int, limit
         "fusion": {"layer": [], "glue": [], "convert": "kernel", "source": EAGER},
         "options": {"tf32": _tf32()},
     }
-
-
-def cuda_free(document: Document) -> tuple[Free, ...]:
-    """What the fit may turn, with what is expected of it."""
-    keys = (
-        *(f"efficiency.{name}" for name in document["efficiency"]),
-        "memory.overlap",
-        "vector.rate",
-        *(f"overhead.kernel.{name}" for name in OP_CLASSES),
-    )
-    return tuple(Free(keys=(k,), prior=figure(document, k)["value"], factor=3.0, source=EXPECTED) for k in keys)
 
 
 def cuda_later(document: Document, limits: Limits) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from haq.hardware.calibration import Free
+from haq.hardware.figures import rounded
+from haq.hardware.machine import OP_CLASSES
 from haq.measure.chain import Bench, Case
 from haq.measure.timing import Call
 
@@ -82,9 +84,20 @@ def figure(document: Document, key: str) -> Document:
     return table
 
 
+def free_rates(document: Document) -> tuple[Free, ...]:
+    """What the fit of any device may turn, with what its document expects."""
+    keys = (
+        *(f"efficiency.{name}" for name in document["efficiency"]),
+        "memory.overlap",
+        "vector.rate",
+        *(f"overhead.kernel.{name}" for name in OP_CLASSES),
+    )
+    return tuple(Free(keys=(key,), prior=figure(document, key)["value"], factor=3.0, source=EXPECTED) for key in keys)
+
+
 def new_figure(value: float, unit: str, source: str, status: str, uncertainty: float | None = None) -> Document:
     """A figure of four significant digits."""
-    made: Document = {"value": float(f"{value:.4g}"), "unit": unit, "source": source, "status": status}
+    made: Document = {"value": rounded(value), "unit": unit, "source": source, "status": status}
     return made if uncertainty is None else {**made, "uncertainty": uncertainty}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from haq.errors import InputError
 from haq.hardware.calibrate import FitResult, fit
+from haq.hardware.figures import rounded
 from haq.hardware.ledger import Observation
 from haq.hardware.lookup import Row
 from haq.hardware.profile import HardwareProfile, build_profile
@@ -79,7 +80,7 @@ def fit_device(device: Device, timings: Mapping[Bench, Timing]) -> Fitted:
     for parameter in result.parameters:
         for key in parameter.free.keys:
             figure(document, key).update(
-                value=float(f"{parameter.value:.4g}"), source=f"fitted to {len(benches)} chains of kernels timed on it",
+                value=rounded(parameter.value), source=f"fitted to {len(benches)} chains of kernels timed on it",
                 status="fitted", uncertainty=float(f"{math.expm1(parameter.sd):.3g}"),
             )  # fmt: skip
     after = _profiles(document, device)

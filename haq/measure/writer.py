@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import tomlkit
-from tomlkit.items import InlineTable
 
 from haq.errors import InputError
+from haq.hardware.figures import rounded
 from haq.hardware.lookup import table_text
 from haq.measure.measure import Measured
 from haq.textfile import write_text
+from haq.tomltext import inline, lines
 
 HEAD = (
     "{title}: measured by `haq measure` on {day}.",
@@ -67,18 +68,13 @@ def profile_text(measured: Measured, lookup: Mapping[str, str], day: datetime.da
 
 def _fit(measured: Measured, day: datetime.date) -> dict[str, Any]:
     result = measured.fitted.result
-    times = zip(result.observations, result.modelled_s.tolist(), strict=True)
     return {
         "runtime": measured.device.runtime,
         "measurements": f"chains of kernels timed on {day}",
-        "error": _rounded(float(np.abs(result.errors).mean())),
+        "error": rounded(float(np.abs(result.errors).mean())),
         "free": [parameter.free.model_dump() for parameter in result.parameters],
-        "residuals": [[o.id, _rounded(1e3 * o.latency_s), _rounded(1e3 * modelled)] for o, modelled in times],
+        "residuals": [list(residual) for residual in result.residuals],
     }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _is_figure(value: object) -> bool:
@@ -93,22 +89,12 @@ def _item(value: Any) -> Any:
             table.add(key, _item(inner))
         return table
     if _is_figure(value):
-        return _inline(value)
+        return inline(value)
     if isinstance(value, list) and value and isinstance(value[0], dict) and "factor" not in value[0]:
         tables = tomlkit.aot()
         for inner in value:
             tables.append(_item(inner))
         return tables
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
-        lines = tomlkit.array()
-        for inner in value:
-            lines.add_line(_inline(inner) if isinstance(inner, dict) else inner)
-        lines.add_line(indent="")
-        return lines
+        return lines([inline(inner) if isinstance(inner, dict) else inner for inner in value])
     return value
-
-
-def _inline(value: Mapping[str, Any]) -> InlineTable:
-    made = tomlkit.inline_table()
-    made.update(value)
-    return made

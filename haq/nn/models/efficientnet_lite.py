@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from haq.nn.models.blocks import round_to_8
+from haq.nn.models.efficientnet import B0, StageSpec
 
 # TensorFlow's batch norm as in Google's efficientnet/lite: momentum 0.99 there is 0.01 in torch's terms.
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 STEM, HEAD = 32, 1280
 
 
-@dataclass(frozen=True)
-class StageSpec:
-    """One row of Google's efficientnet_lite_builder.py: repeats, kernel, stride of the first block, expansion, output.
-
-    No squeeze-and-excitation anywhere, ReLU6 throughout: that is what "Lite" means.
-    """
-
-    repeats: int
-    kernel: int
-    stride: int
-    expansion: int
-    out: int
-
-
-LITE0 = (
-    StageSpec(1, 3, 1, 1, 16),
-    StageSpec(2, 3, 2, 6, 24),
-    StageSpec(2, 5, 2, 6, 40),
-    StageSpec(3, 3, 2, 6, 80),
-    StageSpec(3, 5, 1, 6, 112),
-    StageSpec(4, 5, 2, 6, 192),
-    StageSpec(1, 3, 1, 6, 320),
-)
+LITE0 = B0
+"""No squeeze-and-excitation anywhere, ReLU6 throughout: that is what "Lite" means. The stages are those of B0."""
 
 
 def scaled(width: float, depth: float) -> tuple[StageSpec, ...]:

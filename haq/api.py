@@ -20,6 +20,7 @@ from haq.pricing import Estimate, price
 from haq.regret import RegretMatrix, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
 from haq.resources import shipped_names
 from haq.rundir import RUN_FILE, Run, read_run
+from haq.scaling import PLAIN, Scaling
 from haq.space import Rule, build_space
 from haq.spacefile import FOLDER, load_space
 from haq.spec import Scope, Spec, spec_from
@@ -34,9 +35,12 @@ if TYPE_CHECKING:  # names for annotations only; at run time they would load tor
     from haq.nn.task import Inputs, Task
 
 
-def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1) -> Estimate:
-    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data."""
-    return price(workload_of(load_space(space)), target, bits, batch=batch)
+def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1, scaling: Scaling = PLAIN) -> Estimate:
+    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data.
+
+    scaling: `haq.scaling.Scaling(group=64, per_token=True)` asks for finer scales than one per channel and tensor.
+    """
+    return price(workload_of(load_space(space)), target, bits, batch=batch, scaling=scaling)
 
 
 def search_spec(spec: Spec, out: Path, progress: Progress, sources: Scope | None = None) -> Run:

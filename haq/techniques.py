@@ -99,6 +99,9 @@ class Stack:
         return " + ".join(self.names) or "round to nearest"
 
 
+DEFAULT = Stack()
+
+
 def parse_stack(value: Any) -> tuple[str, ...]:
     """A spec's list of names as a stack's, for pydantic; raises ValueError on anything else."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):

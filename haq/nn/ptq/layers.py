@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from haq.errors import InputError
 from haq.nn.checkpoints import state_hash, weights_hash
 from haq.nn.ptq.statistics import InputStatistics, input_statistics, measurable
 from haq.nn.ptq.store import Store, Tensors
@@ -56,7 +57,7 @@ class QuantizedLayers:
         missing: dict[tuple[str, Format], LayerSpec] = {}
         for name, precision in precisions.items():
             layer, fmt = self._layers[name], precision.weight
-            if layer.weight is not None and fmt.is_integer and not self._is_known(layer, fmt):
+            if layer.weight is not None and fmt.is_integer and self._is_plain(layer) and not self._is_known(layer, fmt):
                 missing[layer.weight.key, fmt] = layer
         wanted = {key: layer for (key, fmt), layer in missing.items() if self._needs_inputs(fmt)}
         statistics = self._measured(list(wanted.values()))
@@ -86,14 +87,41 @@ class QuantizedLayers:
             self._weights[key] = nn.Parameter(found["weight"], requires_grad=False)
         return self._weights[key]
 
+    def functional(self, layer: LayerSpec, weight: Tensor, channel_axis: int, precision: Precision) -> Tensor:
+        """What a functional layer multiplies with, in the orientation of `weight`, which its op is about to read.
+
+        A weight that is no plain part of a parameter (a batch of experts' matrices, say) is quantized as the op sees
+        it, on its own.
+        """
+        assert layer.weight is not None
+        if self._is_plain(layer):
+            executed = self.weight(layer, weight, precision)
+            return executed if channel_axis == layer.weight.channel_axis else executed.transpose(0, 1)
+        key = layer.name, precision.weight, arithmetic(precision)
+        if key not in self._weights:
+            with torch.inference_mode(False), torch.no_grad():
+                source = weight.detach().clone()  # a normal tensor, also when the model runs in inference mode
+                if precision.weight.is_integer:
+                    seen = LayerWeight(layer.name, source, channel_axis)
+                    stored = stored_layer(seen, precision.weight, self._recipe.stack, None).weight
+                    executed = executed_weight(stored, precision)
+                else:
+                    executed = executed_weight(source, precision)
+                self._weights[key] = nn.Parameter(executed, requires_grad=False)
+        return self._weights[key]
+
     def bias(self, layer: LayerSpec, bias: Tensor, precision: Precision) -> nn.Parameter:
         """Integer products add the corrected bias to their wide sum; float arithmetic holds it in its own format."""
         with torch.inference_mode(False), torch.no_grad():
             corrected = bias.detach().clone()
-            if precision.weight.is_integer:
+            if precision.weight.is_integer and self._is_plain(layer):
                 shift = self.stored(layer, precision.weight).shift
                 corrected = corrected if shift is None or shift.shape != corrected.shape else corrected + shift
             return nn.Parameter(cast(corrected, arithmetic(precision)), requires_grad=False)
+
+    def _is_plain(self, layer: LayerSpec) -> bool:
+        """Whether the layer's weight is a parameter, or rows of one, as it stands in the workload."""
+        return layer.weight is not None and weight_of(self._model, layer).shape == layer.weight.shape
 
     def _is_known(self, layer: LayerSpec, fmt: Format) -> bool:
         return self._store.get(self._key(layer, fmt)) is not None
@@ -101,7 +129,7 @@ class QuantizedLayers:
     def _quantize(self, layer: LayerSpec, fmt: Format, inputs: InputStatistics | None) -> None:
         assert layer.weight is not None
         groups = layer.groups if layer.kind in ("conv1d", "conv2d", "conv3d") else 1
-        weight = LayerWeight(layer.weight.key, self._tensor(layer), layer.weight.channel_axis, groups)
+        weight = LayerWeight(layer.weight.key, weight_of(self._model, layer), layer.weight.channel_axis, groups)
         with torch.inference_mode(False), torch.no_grad():
             made = stored_layer(weight, fmt, self._recipe.stack, inputs)
             tensors = {"codes": made.weight.codes, "scales": made.weight.scales}
@@ -118,17 +146,12 @@ class QuantizedLayers:
         rounds = stack.rounding is not None and fmt.bits <= ROUNDED_BITS
         return stack.ranges == "output_mse" or stack.output is not None or rounds
 
-    def _tensor(self, layer: LayerSpec) -> Tensor:
-        """The layer's FP32 weight, in the orientation of its spec; a clone, so that it is no inference tensor."""
-        assert layer.weight is not None
-        return weight_of(self._model, layer)
-
     def _key(self, layer: LayerSpec, fmt: Format) -> str:
         """The content hash of the layer in a format."""
         assert layer.weight is not None
         key = layer.weight.key
         if key not in self._hashes:
-            self._hashes[key] = state_hash({"weight": self._tensor(layer)})
+            self._hashes[key] = state_hash({"weight": weight_of(self._model, layer)})
         parts = [VERSION, self._hashes[key], str(layer.weight.channel_axis), layer.kind, str(layer.groups), fmt.name]
         if fmt.is_integer:
             stack = self._recipe.stack
@@ -150,14 +173,21 @@ def arithmetic(precision: Precision) -> Format:
 
 
 def weight_of(model: nn.Module, layer: LayerSpec) -> Tensor:
-    """A copy of the layer's weight: a parameter, or the rows of one that its key names."""
+    """The layer's weight: a parameter, or the rows of one that its key names; raises InputError if there is none."""
     assert layer.weight is not None
     name, _, rows = layer.weight.key.partition("[")
-    parameter = model.get_parameter(name).detach()
+    try:
+        parameter = model.get_parameter(name).detach()
+    except AttributeError:
+        raise InputError(
+            "the layer's weight is not a plain parameter", where=layer.name, got=layer.weight.key,
+            expected="a parameter of a module",
+            way_out="remove weight normalization and other parametrizations first",
+        ) from None  # fmt: skip
     if rows:
         first, _, last = rows.removesuffix("]").partition(":")
         parameter = parameter[int(first) : int(last)]
-    return parameter.clone()
+    return parameter
 
 
 def _stored(tensors: Tensors, fmt: Format, channel_axis: int) -> StoredLayer:

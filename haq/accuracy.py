@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.errors import InputError
+from haq.quality import AGREEMENT, KL, WORST_CLASS, Direction, QualityReport
 
 Scores = NDArray[np.float64]
 """(n,) one score per sample in a fixed order, in [0, 1] for accuracies (1.0: right)."""
@@ -26,12 +27,33 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a measure read of one model on one split. scores: of the metric that drives the search.
+
+    metric: its name, where the user's function gave it one.
+    """
+
+    scores: Scores | float
+    report: QualityReport | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement without a result, such as a loss over infinite logits. samples: how many were spent on it."""
+
+    reason: str
+    samples: int
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Measured accuracy of one model on one split.
 
-    accuracy: fraction. drop_points: 100 x (FP32 - this), on the same samples. The intervals are absent when the user's
-    function returns one number: unknown is not zero.
+    accuracy: a fraction, or the value of whatever other metric drives the search; metric: its name, where the user's
+    function gave one. drop_points: 100 x (FP32 - this), or 100 x (this - FP32) where it is minimized, on the same
+    samples. The intervals are absent when the user's function returns one number: unknown is not zero.
     """
 
     split: str
@@ -40,9 +62,25 @@ class Measurement:
     drop_points: float
     accuracy_interval: Interval | None = None
     drop_interval: Interval | None = None
+    metric: str | None = None
+    quality: QualityReport | None = None
+
+    def figures(self) -> dict[str, float]:
+        """What limits on a measurement are judged on; what is unknown is absent."""
+        known: dict[str, float | None] = {"drop_points": self.drop_points}
+        if self.quality is not None:
+            agreement = self.quality.value(AGREEMENT)
+            known |= {
+                "class_drop_points": self.quality.value(WORST_CLASS),
+                "kl_nats": self.quality.value(KL),
+                # A limit is an upper one, so agreement is limited by what it lacks.
+                "disagreement": None if agreement is None else 1 - agreement,
+            }
+        return {name: value for name, value in known.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        raw = {key: value for key, value in asdict(self).items() if value is not None and key != "quality"}
+        return raw if self.quality is None else {**raw, "quality": self.quality.to_json()}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Measurement:
@@ -50,6 +88,8 @@ class Measurement:
         for key in ("accuracy_interval", "drop_interval"):
             if key in known:
                 known[key] = Interval(**known[key])
+        if "quality" in known:
+            known["quality"] = QualityReport.from_json(known["quality"])
         return cls(**known)
 
 
@@ -83,8 +123,12 @@ def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
     return Interval(100 * float(mean - half), 100 * float(mean + half))
 
 
-def compare(reference: Scores | float, result: Scores | float, split: str) -> Measurement:
+def compare(
+    reference: Scores | float, result: Scores | float, split: str, direction: Direction = "maximize"
+) -> Measurement:
     """The measurement of `result` against the FP32 `reference`; both per-sample arrays or both single numbers.
+
+    direction: which way the metric is better; a drop is positive where the result is worse.
 
     Raises InputError on non-finite values, on no samples and on a shape that differs from the reference's.
     """
@@ -110,14 +154,14 @@ def compare(reference: Scores | float, result: Scores | float, split: str) -> Me
                 got=result.shape,
                 expected=str(reference.shape),
             )
-        accuracy = float(np.mean(result))
+        better, worse = (reference, result) if direction == "maximize" else (result, reference)
         return Measurement(
             split,
             len(result),
-            accuracy,
-            100 * (float(np.mean(reference)) - accuracy),
-            mean_interval(result),
-            paired_drop_interval(reference, result),
+            float(np.mean(result)),
+            100 * (float(np.mean(better)) - float(np.mean(worse))),
+            _known(mean_interval(result)),
+            _known(paired_drop_interval(better, worse)),
         )
     if isinstance(reference, np.ndarray) or isinstance(result, np.ndarray):
         raise InputError(
@@ -125,4 +169,10 @@ def compare(reference: Scores | float, result: Scores | float, split: str) -> Me
             where=f"split {split!r}",
             expected="always the same kind",
         )
-    return Measurement(split, 1, float(result), 100 * (float(reference) - float(result)))
+    lost = float(reference) - float(result) if direction == "maximize" else float(result) - float(reference)
+    return Measurement(split, 1, float(result), 100 * lost)
+
+
+def _known(interval: Interval) -> Interval | None:
+    """The interval, unless nothing is known about it, as of a single score that is neither 0 nor 1."""
+    return interval if math.isfinite(interval.low) and math.isfinite(interval.high) else None

@@ -11,6 +11,7 @@ from haq.accuracy import Measurement
 from haq.errors import InputError
 from haq.front import Point
 from haq.precision import Assignment
+from haq.quality import WORST_CLASS
 from haq.textfile import write_text
 
 SCHEMA = "haq.config/v1"
@@ -20,9 +21,10 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
     """The config as JSON data. run: the contents of `run.json`; validation: on the held-out split, if measured."""
     result, provenance = point.result, run["provenance"]
     assert result.measurement is not None, "only measured candidates become configs"
-    metrics: dict[str, Any] = {"accuracy": _measured(result.measurement)}
+    about_metric = {key: provenance[key] for key in ("metric", "direction") if key in provenance}
+    metrics = {**_measured(result.measurement, about_metric)}
     if validation is not None:
-        metrics["accuracy_validation"] = _measured(validation)
+        metrics |= {f"{name}_validation": entry for name, entry in _measured(validation, about_metric).items()}
     about = run["targets"].get(result.target, {})
     trust = {key: about[key] for key in ("confidence", "latency_spread") if key in about}
     for name, value in sorted(result.costs.items()):
@@ -79,5 +81,17 @@ def executed_assignment(config: Mapping[str, Any]) -> Assignment:
     return Assignment.from_json(config["layers"])
 
 
-def _measured(measurement: Measurement) -> dict[str, Any]:
-    return {"value": measurement.accuracy, "kind": "measured", **measurement.to_json()}
+def _measured(measurement: Measurement, about: Mapping[str, str]) -> dict[str, Any]:
+    """Name -> what was measured: the metric that drives the search, under "accuracy", and all others with a value."""
+    raw = measurement.to_json()
+    report = raw.pop("quality", {"metrics": {}})
+    main = {"value": measurement.accuracy, "kind": "measured", "direction": "maximize", **about, **raw}
+    entries = {"accuracy": main}
+    for name, figure in report["metrics"].items():
+        if "value" in figure and name not in entries:
+            entries[name] = {"kind": "measured", "split": measurement.split, **figure}
+    if "classes" in report and WORST_CLASS in entries:
+        entries[WORST_CLASS]["classes"] = report["classes"]
+    if "not_finite_samples" in report:
+        main["not_finite_samples"] = report["not_finite_samples"]
+    return entries

@@ -20,7 +20,7 @@ class Technique:
 TECHNIQUES: Mapping[str, Technique] = {
     "bn_fold": Technique("structure", "fold batch norm into the layer before it; always done"),
     "cle": Technique("structure", "cross-layer equalization of the weights of neighbours (Nagel et al. 2019)"),
-    "smoothquant": Technique("structure", "move activation outliers into the weights of linear layers (Xiao et al. 2023)"),
+    "smoothquant": Technique("structure", "move outliers of linear layers' inputs into weights (Xiao et al. 2023)"),
     "minmax": Technique("ranges", "weight ranges up to the largest magnitude"),
     "mse": Technique("ranges", "weight ranges with the least squared error of the weights"),
     "output_mse": Technique("ranges", "weight ranges with the least squared error of the layer's output"),

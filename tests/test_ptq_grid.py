@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounded import quantize_weight
 
 from haq.errors import InputError
 from haq.nn.ptq.grid import Grid, reconstruction_error
-from haq.nn.quantizers import quantize_weight
 from haq.precision import FORMATS
 
 

@@ -27,7 +27,7 @@ Operand = tuple[str, int]
 class Calibration:
     """What activation quantizers are made from.
 
-    observer: a name in OBSERVERS. stack: how weights are quantized. samples, data_hash, batches: what was calibrated on.
+    observer: a name in OBSERVERS. stack: how weights are quantized. samples, data_hash, batches: what it was made on.
     operands: one per row of `histograms`. functional: the layers whose op runs outside the module that owns the weight.
     """
 
@@ -44,7 +44,7 @@ class Calibration:
     def quantizers(self) -> dict[tuple[Operand, Format], ActivationQuantizer]:
         """The quantizer of every operand in every integer format, all layers at once."""
         found = {}
-        for fmt in (f for f in FORMATS.values() if f.is_integer and f.group is None and not f.per_token):
+        for fmt in (f for f in FORMATS.values() if f.is_integer and f.plain is f):
             ranges = OBSERVERS[self.observer](self.histograms, largest_code(fmt))
             scales, zero_points = affine_parameters(*ranges, largest_code(fmt))
             for operand, scale, zero_point in zip(self.operands, scales, zero_points, strict=True):
@@ -79,7 +79,7 @@ def calibrate(
     """
     lookup(OBSERVERS, observer, "observer")
     data = tuple(batches)
-    _check(data, workload)
+    check_data(data, workload)
     ranges = _Ranges()
     _run(model, workload, data, ranges)
     _check_reached(workload, ranges.reached)
@@ -183,7 +183,8 @@ def _run(model: nn.Module, workload: Workload, data: Sequence[Inputs], probe: _R
                 ) from error
 
 
-def _check(data: Sequence[Inputs], workload: Workload) -> None:
+def check_data(data: Sequence[Inputs], workload: Workload) -> None:
+    """Raises InputError on no samples and on data that is not finite."""
     if sum(batch_size(inputs) for inputs in data if len(inputs)) == 0:
         raise InputError(
             "no calibration data",

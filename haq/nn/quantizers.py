@@ -120,11 +120,6 @@ def executed_weight(stored: QuantizedWeight | Tensor, precision: Precision) -> T
     return weight if precision.compute.is_integer else cast(weight, precision.compute)
 
 
-def by_channel(weight: Tensor, channel_axis: int) -> Tensor:
-    """The weight as (channels, elements of one channel)."""
-    return weight.movedim(channel_axis, 0).reshape(weight.shape[channel_axis], -1)
-
-
 def check_finite(x: Tensor, where: str) -> None:
     """Raises InputError if the tensor holds NaN or infinity."""
     finite = torch.isfinite(x)

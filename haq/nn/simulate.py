@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from haq.errors import InputError
 from haq.nn.calibrate import Calibration
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
-from haq.nn.ptq.layers import QuantizedLayers, Recipe, arithmetic, weight_of
+from haq.nn.ptq.layers import QuantizedLayers, Recipe, arithmetic
 from haq.nn.ptq.per_token import round_per_token
 from haq.nn.ptq.stored import StoredLayer
 from haq.nn.quantizers import cast
@@ -43,7 +43,7 @@ class Simulator:
     def __init__(
         self, model: nn.Module, workload: Workload, calibration: Calibration, folder: Path | None = None
     ) -> None:
-        """folder: where quantized layers are kept; None for memory. Raises InputError on another model's calibration."""
+        """folder: where quantized layers are kept, None for memory. Raises InputError on a foreign calibration."""
         seen = {layer for layer, _ in calibration.operands}
         missing = [layer.name for layer in workload.layers if layer.kind != "embedding" and layer.name not in seen]
         if missing:
@@ -85,8 +85,7 @@ class Simulator:
         owner, name, bias_name = _parameters(modules, layer)
         if layer.name != layer.module:
             return  # the module's second call finds its parameters swapped
-        weight = weight_of(self._model, layer)
-        owner._parameters[name] = self._layers.weight(layer, weight, precision)
+        owner._parameters[name] = self._layers.weight(layer, precision)
         bias = owner._parameters.get(bias_name)
         if bias is not None:
             owner._parameters[bias_name] = self._layers.bias(layer, bias, precision)
@@ -112,9 +111,7 @@ class _Functional:
 class _Rounding:
     """The probe that rounds operands, outputs and the parameters of functional layers as the precisions say."""
 
-    def __init__(
-        self, precisions: Mapping[str, Precision], calibration: Calibration, functional: _Functional
-    ) -> None:
+    def __init__(self, precisions: Mapping[str, Precision], calibration: Calibration, functional: _Functional) -> None:
         self._precisions, self._functional = precisions, functional
         self._arithmetic = {name: arithmetic(precision) for name, precision in precisions.items()}
         self._quantizers = {

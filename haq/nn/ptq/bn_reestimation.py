@@ -6,7 +6,6 @@ deviation and moves its mean back; folded into a weight with one scale per chann
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 MOST_GAIN = 2.0

@@ -70,18 +70,19 @@ class QuantizedLayers:
         if not self._is_known(layer, fmt):
             self.prepare({layer.name: Precision(fmt, FORMATS["fp32"])})
         found = self._store.get(self._key(layer, fmt))
-        assert found is not None and layer.weight is not None
+        assert found is not None
+        assert layer.weight is not None
         return _stored(found, fmt, layer.weight.channel_axis)
 
-    def weight(self, layer: LayerSpec, weight: Tensor, precision: Precision) -> nn.Parameter:
-        """What the layer multiplies with, as `quantizers.executed_weight` defines it; `weight` is the FP32 one."""
+    def weight(self, layer: LayerSpec, precision: Precision) -> nn.Parameter:
+        """What the layer multiplies with, as `quantizers.executed_weight` defines it."""
         assert layer.weight is not None
         key = layer.weight.key, precision.weight, arithmetic(precision)
         if key not in self._weights:
             name = f"{self._key(layer, precision.weight)}-{arithmetic(precision)}"
             found = self._store.get(name)
             if found is None:
-                source = self.stored(layer, precision.weight).weight if precision.weight.is_integer else weight.detach()
+                source = self.stored(layer, precision.weight).weight if precision.weight.is_integer else weight_of(self._model, layer)
                 with torch.inference_mode(False), torch.no_grad():
                     found = self._store.put(name, {"weight": executed_weight(source, precision).clone()})
             self._weights[key] = nn.Parameter(found["weight"], requires_grad=False)
@@ -95,7 +96,7 @@ class QuantizedLayers:
         """
         assert layer.weight is not None
         if self._is_plain(layer):
-            executed = self.weight(layer, weight, precision)
+            executed = self.weight(layer, precision)
             return executed if channel_axis == layer.weight.channel_axis else executed.transpose(0, 1)
         key = layer.name, precision.weight, arithmetic(precision)
         if key not in self._weights:

@@ -136,7 +136,7 @@ class _Moments:
         return self._patches(module, x, groups)
 
     def _patches(self, module: nn.Conv1d | nn.Conv2d, x: Tensor, groups: int) -> Tensor:
-        """(groups, n, k) what the kernel covers at n output positions drawn at random; one axis is added to 1-d data."""
+        """(groups, n, k) what the kernel covers at n output positions drawn at random; 1-d data get an axis."""
         flat = isinstance(module, nn.Conv1d)
         kernel, stride, dilation = (
             ((1, *value) if flat else tuple(value)) for value in (module.kernel_size, module.stride, module.dilation)

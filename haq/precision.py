@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from haq.errors import InputError, lookup
 
@@ -75,16 +75,7 @@ class Precision:
     def parse(cls, text: str) -> Precision:
         """`"int4/int8"`, `"int4g64/int8t"` or, for both alike, `"fp16"`; raises InputError on an unknown format, on
         groups of an activation and on a weight per token."""
-        parts = text.split("/")
-        if len(parts) > 2:
-            raise InputError("not a precision", got=text, expected="weight/activation, for example int4/int8")
-        formats = [lookup(FORMATS, part.strip(), "format") for part in parts]
-        weight, activation = formats[0], formats[-1]
-        if weight.per_token:
-            raise InputError("a weight has no tokens", got=text, expected=f"for example int8/{weight}")
-        if activation.group is not None:
-            raise InputError("an activation has no groups", got=text, expected=f"for example {activation}/int8")
-        return cls(weight, activation)
+        return _parsed(text)
 
     @property
     def compute(self) -> Format:
@@ -111,6 +102,21 @@ class Precision:
 
     def __str__(self) -> str:
         return f"{self.weight}/{self.activation}"
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Precision:
+    """Each text once: a profile's rows are read anew for every layer."""
+    parts = text.split("/")
+    if len(parts) > 2:
+        raise InputError("not a precision", got=text, expected="weight/activation, for example int4/int8")
+    formats = [lookup(FORMATS, part.strip(), "format") for part in parts]
+    weight, activation = formats[0], formats[-1]
+    if weight.per_token:
+        raise InputError("a weight has no tokens", got=text, expected=f"for example int8/{weight}")
+    if activation.group is not None:
+        raise InputError("an activation has no groups", got=text, expected=f"for example {activation}/int8")
+    return Precision(weight, activation)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from haq.constraints import Constraints
 from haq.errors import InputError
@@ -99,7 +99,7 @@ class Accuracy(_Section):
     direction: Direction | dict[str, Direction] | None = None
     samples: Annotated[int, Field(ge=1)] | None = None
     observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
-    ptq: Annotated[tuple[str, ...], PlainValidator(parse_stack)] = DEFAULT_STACK
+    ptq: Annotated[tuple[str, ...], AfterValidator(parse_stack)] = DEFAULT_STACK
 
     @field_validator("metric")
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from haq.errors import InputError, nearest
 
@@ -102,11 +101,9 @@ class Stack:
 DEFAULT = Stack()
 
 
-def parse_stack(value: Any) -> tuple[str, ...]:
-    """A spec's list of names as a stack's, for pydantic; raises ValueError on anything else."""
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ValueError("a list of technique names")
+def parse_stack(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in the order of application, for pydantic; raises ValueError where they are no stack."""
     try:
-        return Stack.of(value).names
+        return Stack.of(names).names
     except InputError as error:
         raise ValueError(str(error)) from None

@@ -82,7 +82,11 @@ class QuantizedLayers:
             name = f"{self._key(layer, precision.weight)}-{arithmetic(precision)}"
             found = self._store.get(name)
             if found is None:
-                source = self.stored(layer, precision.weight).weight if precision.weight.is_integer else weight_of(self._model, layer)
+                source = (
+                    self.stored(layer, precision.weight).weight
+                    if precision.weight.is_integer
+                    else weight_of(self._model, layer)
+                )
                 with torch.inference_mode(False), torch.no_grad():
                     found = self._store.put(name, {"weight": executed_weight(source, precision).clone()})
             self._weights[key] = nn.Parameter(found["weight"], requires_grad=False)
@@ -105,10 +109,10 @@ class QuantizedLayers:
                 if precision.weight.is_integer:
                     seen = LayerWeight(layer.name, source, channel_axis)
                     stored = stored_layer(seen, precision.weight, self._recipe.stack, None).weight
-                    executed = executed_weight(stored, precision)
+                    made = executed_weight(stored, precision)
                 else:
-                    executed = executed_weight(source, precision)
-                self._weights[key] = nn.Parameter(executed, requires_grad=False)
+                    made = executed_weight(source, precision)
+                self._weights[key] = nn.Parameter(made, requires_grad=False)
         return self._weights[key]
 
     def bias(self, layer: LayerSpec, bias: Tensor, precision: Precision) -> nn.Parameter:

@@ -45,5 +45,5 @@ def _cholesky(moments: Tensor) -> Tensor:
         damped.diagonal(dim1=1, dim2=2).add_(damping * mean + torch.finfo(moments.dtype).tiny)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
-            return lower
+            return torch.as_tensor(lower)
         damping *= 10

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from haq.errors import InputError
-from haq.nn.ptq.grid import Grid, check_layer
+from haq.nn.ptq.grid import Grid, check_layer, live_columns
 
 COLUMNS = 128
 """Columns whose corrections are made one by one; those to all later columns are one matrix product per 128."""
@@ -29,14 +29,16 @@ def gptq(rows: Tensor, hessian: Tensor, grid: Grid, *, damping: float = 0.01, ac
     check_layer(rows, hessian)
     if not damping >= 0:
         raise InputError("GPTQ cannot use this damping", got=damping, expected="a share >= 0")
-    weight, scales = rows.double(), grid.expand(rows.shape[2]).double()
-    damped = _without_dead_inputs(hessian.double())
-    importance = damped.diagonal(dim1=1, dim2=2)
-    order = torch.argsort(importance, dim=1, descending=True, stable=True) if act_order else None
+    codes, live = grid.codes(rows), live_columns(hessian)
+    weight, scales = rows[:, :, live].double(), grid.expand(rows.shape[2])[:, :, live].double()
+    alive = _without_dead_inputs(hessian.double()[:, live][:, :, live])
+    power = alive.diagonal(dim1=1, dim2=2)
+    order = torch.argsort(power, dim=1, descending=True, stable=True) if act_order else None
     if order is not None:
-        weight, scales, damped = _columns(weight, order), _columns(scales, order), _both_sides(damped, order)
-    codes = _round_in_turn(weight, scales, unit_upper(damped, damping), grid.largest)
-    return grid.stored(codes if order is None else _columns(codes, torch.argsort(order, dim=1)))
+        weight, scales, alive = _columns(weight, order), _columns(scales, order), _both_sides(alive, order)
+    rounded = _round_in_turn(weight, scales, unit_upper(alive, damping), grid.largest)
+    codes[:, :, live] = grid.stored(rounded if order is None else _columns(rounded, torch.argsort(order, dim=1)))
+    return codes
 
 
 def unit_upper(hessian: Tensor, damping: float) -> Tensor:

@@ -70,6 +70,11 @@ def reconstruction_error(rows: Tensor, quantized: Tensor, hessian: Tensor) -> Te
     return ((difference @ hessian.double()) * difference).sum(dim=2).clamp(min=0)
 
 
+def live_columns(hessian: Tensor) -> Tensor:
+    """(n,) the columns whose input was not always 0 in every group: the others take no part in the error."""
+    return (hessian.diagonal(dim1=1, dim2=2) > 0).any(dim=0).nonzero()[:, 0]
+
+
 def check_layer(rows: Tensor, hessian: Tensor) -> None:
     """Raises InputError unless the Hessian fits the rows and both are finite."""
     groups, _, k = rows.shape

@@ -28,6 +28,7 @@ TECHNIQUES: Mapping[str, Technique] = {
     "group_64": Technique("groups", "one weight scale for every 64 inputs, where the target executes it"),
     "group_128": Technique("groups", "one weight scale for every 128 inputs, where the target executes it"),
     "gptq": Technique("rounding", "round 4-bit weights one input at a time, the others make up (Frantar et al. 2022)"),
+    "quantease": Technique("rounding", "set 4-bit weights one by one until none can be improved (Behdin et al. 2023)"),
     "adaround": Technique("rounding", "learn which way each 4-bit weight is rounded (Nagel et al. 2020); slow"),
     "bn_reestimation": Technique("output", "restore every output channel's mean and deviation (Peters et al. 2023)"),
     "bias_correction": Technique("output", "restore every output channel's mean in its bias (Nagel et al. 2019)"),

@@ -27,7 +27,11 @@ def output_error(moments: Tensor) -> Callable[[Tensor], Tensor]:
     if k <= 2 * SKETCH:
         return lambda errors: ((errors @ moments) * errors).sum(dim=2)
     projected = _cholesky(moments) @ _directions(k, moments)
-    return lambda errors: (errors @ projected).square_().sum(dim=2)
+
+    def estimated(errors: Tensor) -> Tensor:
+        return (errors @ projected).square_().sum(dim=2)
+
+    return estimated
 
 
 def _directions(k: int, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from haq.nn.ptq.adaround import adaround
 from haq.nn.ptq.bias_correction import lost_mean
 from haq.nn.ptq.bn_reestimation import restored
+from haq.nn.ptq.coordinate import quantease
 from haq.nn.ptq.gptq import gptq
 from haq.nn.ptq.grid import Grid
 from haq.nn.ptq.ranges import RANGES, minmax_grid
@@ -22,7 +23,11 @@ from haq.techniques import Stack
 ROUNDED_BITS = 4
 """Rounding techniques work on weights of at most so many bits: nearest rounding to 8 bits loses nothing to them."""
 
-ROUNDINGS: Mapping[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {"gptq": gptq, "adaround": adaround}
+ROUNDINGS: Mapping[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
+    "gptq": gptq,
+    "quantease": quantease,
+    "adaround": adaround,
+}
 """(rows, second moments, grid) -> codes."""
 
 

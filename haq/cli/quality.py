@@ -7,7 +7,7 @@ from typing import Any
 
 from haq.cli.show import echo, table
 from haq.history import SEARCH
-from haq.outputs import QUALITY_COLUMNS
+from haq.outputs import quality_column
 from haq.quality import Quality
 from haq.rundir import Run
 
@@ -30,7 +30,7 @@ def show_quality(run: Run, target: str, rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def _column(figure: Quality) -> str:
-    return QUALITY_COLUMNS.get(figure.name, f"quality_{figure.name}")
+    return quality_column(figure.name)
 
 
 def _cells(row: Mapping[str, Any], figures: Sequence[Quality]) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class Judge:
             fp32 = self._reference(outputs if is_fp32 else None, split)
             scores = all_scores(outputs, fp32)
             quality = report(scores, outputs, fp32)
-            if driver.name == TOP1:
+            if driver.metric is METRICS[TOP1]:
                 quality = replace(quality, figures=tuple(f for f in quality.figures if f.name != TOP1))
         if isinstance(driver.metric, Metric):
             return _whole(scores[driver.metric.name], driver, outputs, quality)
@@ -109,7 +109,8 @@ def _chosen(
     if user is not None:
         return user, None, user.direction
     if name is None or name == task.metric:
-        return (METRICS.get(task.metric, METRICS[TOP1]), None, "maximize") if shows else (None, None, None)
+        metric = METRICS.get(task.metric, METRICS[TOP1]) if shows else None
+        return metric, None, metric.direction if metric else None
     if shows and name in METRICS:
         return METRICS[name], None, METRICS[name].direction
     if isinstance(task, CallableTask):

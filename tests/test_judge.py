@@ -93,6 +93,7 @@ def test_any_metric_of_the_registry_drives_with_one_score_per_sample(name: str, 
     assert found.report is not None
     assert np.asarray(found.scores).shape == (4,)
     assert float(np.mean(found.scores)) == found.report.value(name)
+    assert found.is_continuous == (name != AGREEMENT)
     assert found.report.value(TOP1) == 0.75
 
 

@@ -81,6 +81,15 @@ def test_the_drop_of_a_minimized_metric_is_positive_where_it_is_larger() -> None
     assert (samples.drop_interval.low, samples.drop_interval.high) == (pytest.approx(50), pytest.approx(50))
 
 
+def test_zeros_of_a_continuous_metric_are_no_counts_of_right_and_wrong() -> None:
+    same = compare(np.zeros(200), np.zeros(200), "search", "minimize", is_continuous=True)
+    assert same.drop_interval is not None
+    assert (same.drop_interval.low, same.drop_interval.high) == (0.0, 0.0)
+    counted = compare(np.zeros(200), np.zeros(200), "search", "minimize")
+    assert counted.drop_interval is not None
+    assert counted.drop_interval.high > 0  # an error rate of 0 on 200 samples is not known to be 0
+
+
 def test_a_single_score_that_is_no_zero_or_one_has_no_interval() -> None:
     measured = compare(np.array([0.5]), np.array([0.25]), "search")
     assert (measured.drop_points, measured.drop_interval, measured.accuracy_interval) == (25.0, None, None)

@@ -35,6 +35,7 @@ def _column(figure: Quality) -> str:
 
 def _cells(row: Mapping[str, Any], figures: Sequence[Quality]) -> tuple[str, ...]:
     values = [row.get(_column(figure)) for figure in figures]
-    worst = f"{row['worst_class']} (n = {row['worst_class_samples']:,})" if "worst_class" in row else ""
+    has_lost = row.get("worst_class_drop_points", 0) > 0 and "worst_class" in row
+    worst = f"{row['worst_class']} (n = {row['worst_class_samples']:,})" if has_lost else ""
     shown = (UNKNOWN if value is None else f"{value:.4g}" for value in values)
     return (row["id"], *shown, worst, str(row.get("not_finite_samples", 0)))

@@ -140,7 +140,7 @@ def _whole(scores: Scores, driver: Driver, outputs: Outputs, quality: QualityRep
     """The reading of one of METRICS, unless it is undefined for some samples."""
     if (undefined := np.isnan(scores)).any():
         return _failure(driver, int(undefined.sum()), len(scores))
-    return Reading(scores, quality)
+    return Reading(scores, quality, is_continuous=driver.direction == "minimize")
 
 
 def _failure(driver: Driver, count: int, samples: int) -> Failure:

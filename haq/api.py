@@ -19,11 +19,13 @@ from haq.hardware.size import fp32_size_bytes
 from haq.hardware.table import cost_table
 from haq.pricing import Estimate, price
 from haq.regret import RegretMatrix, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
-from haq.resources import shipped_names
+from haq.resources import cache_dir, shipped_names
 from haq.rundir import RUN_FILE, Run, read_run
+from haq.scaling import PLAIN, Scaling
 from haq.space import Rule, build_space
 from haq.spacefile import FOLDER, load_space
 from haq.spec import Scope, Spec, spec_from
+from haq.techniques import Stack
 from haq.tracecache import workload_of
 from haq.workload import Workload
 
@@ -35,9 +37,12 @@ if TYPE_CHECKING:  # names for annotations only; at run time they would load tor
     from haq.nn.task import Inputs, Task
 
 
-def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1) -> Estimate:
-    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data."""
-    return price(workload_of(load_space(space)), target, bits, batch=batch)
+def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1, scaling: Scaling = PLAIN) -> Estimate:
+    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data.
+
+    scaling: `haq.scaling.Scaling(group=64, per_token=True)` asks for finer scales than one per channel and tensor.
+    """
+    return price(workload_of(load_space(space)), target, bits, batch=batch, scaling=scaling)
 
 
 def search_spec(
@@ -238,20 +243,23 @@ def _run(
     from haq.engine.problem import Problem, SearchOptions
     from haq.engine.targets import profile_target
     from haq.nn.judge import choose_driver
-    from haq.nn.prepare import prepare
+    from haq.nn.prepare import Quantization, prepare
     from haq.report.files import write_report
 
     accuracy, hardware, how = spec.accuracy, spec.hardware, spec.search
     profiles = {name: load_profile(name) for name in hardware.targets}
     assert bundle.task is not None, "a bundle without a task cannot be searched"
     driver = choose_driver(bundle.task, bundle.metric, accuracy.metric, accuracy.direction)
-    prepared = prepare(bundle, observer=accuracy.observer, samples=accuracy.samples, driver=driver)
+    stack = Stack.of(accuracy.ptq)
+    quantization = Quantization(stack, accuracy.observer, cache_dir() / "ptq")
+    prepared = prepare(bundle, how=quantization, samples=accuracy.samples, driver=driver)
+    scaling = Scaling.of(stack.names)
     workload = prepared.workload
     problem = Problem(
         workload,
         build_space(workload, *shape, spec.scope.granularity, spec.scope.pins),
         tuple(
-            profile_target(workload, profile, spec.constraints(name), batch=hardware.batch)
+            profile_target(workload, profile, spec.constraints(name), batch=hardware.batch, scaling=scaling)
             for name, profile in profiles.items()
         ),
         prepared.measure,

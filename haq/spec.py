@@ -17,6 +17,7 @@ from haq.errors import InputError
 from haq.precision import BIT_WIDTHS
 from haq.quality import Direction
 from haq.references import check_reference
+from haq.techniques import DEFAULT_STACK, parse_stack
 from haq.validation import load_toml, validate
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -87,6 +88,7 @@ class Accuracy(_Section):
     a table from names to directions; of a minimized metric the drop is 100 x (candidate - FP32).
     max_class_drop_points: of the class that loses most top-1 accuracy; max_kl_nats, min_agreement: from and with FP32.
     samples: at most so many of the search split (all, if unset). observer: how activation ranges are calibrated.
+    ptq: the post-training techniques that every candidate is quantized with, applied in haq's order.
     """
 
     max_drop_points: NotNegative | None = None
@@ -96,7 +98,8 @@ class Accuracy(_Section):
     metric: str | None = None
     direction: Direction | dict[str, Direction] | None = None
     samples: Annotated[int, Field(ge=1)] | None = None
-    observer: Literal["minmax", "percentile", "mse"] = "mse"
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    ptq: Annotated[tuple[str, ...], PlainValidator(parse_stack)] = DEFAULT_STACK
 
     @field_validator("metric")
     @classmethod

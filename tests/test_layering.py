@@ -27,7 +27,8 @@ GLUE = {"haq.api", "haq.tracecache"}
 
 LAYERS = (
     {"errors", "resources"},
-    {"precision", "workload", "quality", "accuracy", "constraints", "candidate", "pareto", "validation"},
+    {"precision", "workload", "scaling", "techniques", "quality", "accuracy", "constraints", "candidate", "pareto"},
+    {"validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "tomltext", "trust"},
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},

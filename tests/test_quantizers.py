@@ -5,16 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounded import by_channel, quantize_weight
 
 from haq.errors import InputError
 from haq.nn.quantizers import (
     ActivationQuantizer,
     affine_parameters,
-    by_channel,
     cast,
     check_finite,
     executed_weight,
-    quantize_weight,
 )
 from haq.precision import FORMATS, Precision
 

@@ -28,6 +28,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "direction": ("accuracy", "direction"),
     "samples": ("accuracy", "samples"),
     "observer": ("accuracy", "observer"),
+    "ptq": ("accuracy", "ptq"),
     "max_latency_ms": ("latency", "max_ms"),
     "max_latency_rise_ms": ("latency", "max_rise_ms"),
     "reserve": ("recovery", "reserve_points"),
@@ -68,7 +69,8 @@ _OPTIONS = (
     ),
     click.option("--direction", metavar="maximize|minimize", help="Which way your own metric is better. [maximize]"),
     click.option("--samples", type=int, help="Measure on so many samples of the search split. [all]"),
-    click.option("--observer", help="How activation ranges are calibrated: minmax, percentile or mse. [mse]"),
+    click.option("--observer", help="How activation ranges are calibrated: minmax, percentile, mse or entropy. [mse]"),
+    click.option("--ptq", metavar="NAME,...", help="Quantization techniques, as `haq techniques` lists them."),
     click.option("--pin", multiple=True, metavar="PATTERN=BITS", help="Fix the bit-width of layers; repeatable."),
     click.option("--granularity", help="What shares a bit-width: model, block or layer. [layer]"),
     click.option("--reserve", type=float, metavar="POINTS", help="Part of --max-drop that is left unused. [0]"),
@@ -95,6 +97,8 @@ def spec_tables(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         section, key = _KEYS[flag]
         if flag in _PER_TARGET:
             value = _limit(flag, value)
+        elif flag == "ptq":
+            value = [name.strip() for name in value.split(",") if name.strip()]
         elif flag == "pin":
             value = dict(_pin(text) for text in value)
         tables.setdefault(section, {})[key] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,15 +13,18 @@ from haq.accuracy import Failure, Reading
 from haq.errors import InputError
 from haq.history import SEARCH, VALIDATION
 from haq.nn.bundle import Bundle
-from haq.nn.calibrate import calibrate
+from haq.nn.calibrate import calibrate, check_data
 from haq.nn.checkpoints import weights_hash
 from haq.nn.fold import fold_batch_norm
 from haq.nn.judge import Driver, Judge
+from haq.nn.observers import DEFAULT_OBSERVER
+from haq.nn.ptq.structure import restructured
 from haq.nn.simulate import FP32, Simulator
 from haq.nn.subset import cut_search_split
 from haq.nn.task import CallableTask, Inputs, Task
 from haq.nn.trace import trace
 from haq.precision import Assignment
+from haq.techniques import DEFAULT, Stack
 from haq.workload import Workload
 
 
@@ -37,26 +41,49 @@ class Prepared:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """How a network is quantized: the techniques, the observer of activations, and where quantized layers are kept.
+
+    folder: None for memory.
+    """
+
+    stack: Stack = DEFAULT
+    observer: str = DEFAULT_OBSERVER
+    folder: Path | None = None
+
+
 class _Measure:
     """Scores assignments. It changes when it is first used: calibration waits until something is measured.
 
     A resumed run that has nothing left to measure is never calibrated.
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, task: Task, observer: str, driver: Driver) -> None:
-        self._model, self._workload, self._task, self._observer = model, workload, task, observer
+    def __init__(self, model: nn.Module, workload: Workload, task: Task, how: Quantization, driver: Driver) -> None:
+        self._model, self._workload, self._task, self._how = model, workload, task, how
         self._judge = Judge(task, driver, model)
         self._simulator: Simulator | None = None
 
     def __call__(self, executed: Assignment, split: str) -> Reading | Failure:
         if self._simulator is None:
-            calibration = calibrate(self._model, self._workload, self._task.calibration(), observer=self._observer)
-            self._simulator = Simulator(self._model, self._workload, calibration)
+            batches = tuple(self._task.calibration())
+            self._simulator = quantizable(self._model, self._workload, batches, self._how)
         is_fp32 = all(executed.precision(layer) == FP32 for layer in executed)
         return self._judge(self._simulator.build(executed), split, is_fp32=is_fp32)
 
 
-def prepare(bundle: Bundle, *, observer: str, samples: int | None, driver: Driver) -> Prepared:
+def quantizable(model: nn.Module, workload: Workload, batches: tuple[Inputs, ...], how: Quantization) -> Simulator:
+    """The folded model, restructured and calibrated as `how` says, ready to be built in any precisions.
+
+    Raises InputError as `calibrate` does, on calibration data that cannot be used.
+    """
+    check_data(batches, workload)
+    changed = restructured(model, workload, how.stack, batches)
+    calibration = calibrate(changed, workload, batches, observer=how.observer, stack=how.stack)
+    return Simulator(changed, workload, calibration, how.folder)
+
+
+def prepare(bundle: Bundle, *, how: Quantization, samples: int | None, driver: Driver) -> Prepared:
     """The bundle, folded and traced, measured by the driver that was chosen for its task."""
     task = bundle.task
     assert task is not None, "a bundle without a task cannot be searched"
@@ -76,7 +103,7 @@ def prepare(bundle: Bundle, *, observer: str, samples: int | None, driver: Drive
     # A user's function that knows one data set has nothing to validate on.
     held_out = not isinstance(task, CallableTask) or task.validate is not None
     splits = (SEARCH, VALIDATION) if held_out else (SEARCH,)
-    return Prepared(workload, _Measure(folded, workload, task, observer, driver), splits, provenance)
+    return Prepared(workload, _Measure(folded, workload, task, how, driver), splits, provenance)
 
 
 def bundle_in_memory(

@@ -91,11 +91,12 @@ class ActivationQuantizer:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A weight as it is stored: real = scale[channel] * code.
+    """A weight as it is stored: real = scale * code.
 
     codes: int8 tensor of the weight's shape, in -largest ... largest: the code -2^(bits-1) stays unused, so that -w has
     the codes of w negated and a product of two codes plus its neighbour fits the 16-bit sums of integer dot products
-    (TFLite, TensorRT and ONNX Runtime restrict weights likewise). scales: (channels,) fp32.
+    (TFLite, TensorRT and ONNX Runtime restrict weights likewise). scales: (channels,) fp32; of a group-wise format
+    (channels, blocks), one for every `format.group` consecutive elements of the channel.
     """
 
     format: Format
@@ -104,18 +105,12 @@ class QuantizedWeight:
     channel_axis: int
 
     def dequantize(self) -> Tensor:
-        return self.codes.to(self.scales.dtype) * _along(self.scales, self.codes, self.channel_axis)
-
-
-def quantize_weight(weight: Tensor, ranges: Tensor, channel_axis: int, fmt: Format) -> QuantizedWeight:
-    """The codes of a weight whose channel c is clipped at ±ranges[c]; rounds half to even.
-
-    ranges: (channels,) non-negative. A channel of zeros gets scale 1.
-    """
-    largest = int(fmt.largest)
-    scales = torch.where(ranges > 0, (ranges / largest).clamp(min=SMALLEST_SCALE), torch.ones_like(ranges))
-    codes = torch.round(weight / _along(scales, weight, channel_axis)).clamp_(-largest, largest)
-    return QuantizedWeight(fmt, codes.to(torch.int8 if fmt.bits <= 8 else torch.int16), scales, channel_axis)
+        if self.format.group is None:
+            return self.codes.to(self.scales.dtype) * _along(self.scales, self.codes, self.channel_axis)
+        channels = self.codes.movedim(self.channel_axis, 0)
+        rows = channels.reshape(len(channels), -1)
+        scales = self.scales.repeat_interleave(self.format.group, dim=1)[:, : rows.shape[1]]
+        return (rows * scales).reshape(channels.shape).movedim(0, self.channel_axis).contiguous()
 
 
 def executed_weight(stored: QuantizedWeight | Tensor, precision: Precision) -> Tensor:
@@ -123,11 +118,6 @@ def executed_weight(stored: QuantizedWeight | Tensor, precision: Precision) -> T
     rounded once more to the activation format where that is a float format (storage only, computed wide)."""
     weight = stored.dequantize() if isinstance(stored, QuantizedWeight) else cast(stored, precision.weight)
     return weight if precision.compute.is_integer else cast(weight, precision.compute)
-
-
-def by_channel(weight: Tensor, channel_axis: int) -> Tensor:
-    """The weight as (channels, elements of one channel)."""
-    return weight.movedim(channel_axis, 0).reshape(weight.shape[channel_axis], -1)
 
 
 def check_finite(x: Tensor, where: str) -> None:

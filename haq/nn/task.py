@@ -154,6 +154,13 @@ def batch_size(inputs: Inputs) -> int:
     return int(tensors[0].shape[0])
 
 
+def first_samples(inputs: Inputs, count: int) -> Inputs:
+    """The first `count` samples of a batch, or all of them where there are fewer."""
+    if isinstance(inputs, dict):
+        return {name: tensor[:count] for name, tensor in inputs.items()}
+    return tuple(tensor[:count] for tensor in inputs)
+
+
 def logits_of(output: object) -> Tensor:
     """The logits in a model's output: the tensor itself, a Hugging Face output's `logits`, or a tuple's first."""
     if isinstance(output, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from haq.quality import DIRECTIONS, MainMetric, main_metric
 from haq.spec import Spec
+from haq.techniques import Stack
 
 _KIND = {"mobile": "a mobile device", "server": "a server"}
 
@@ -60,6 +61,7 @@ def _accuracy(spec: Spec, metric: MainMetric | None) -> str:
         else "measured on the whole search split"
     )
     parts.append(f"activation ranges by {accuracy.observer}")
+    parts.append(f"weights by {Stack(accuracy.ptq)}")
     return "; ".join(parts)
 
 

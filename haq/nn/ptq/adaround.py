@@ -1,0 +1,2 @@
+"""tmp"""
+def adaround(*a): raise NotImplementedError

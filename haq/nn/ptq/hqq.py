@@ -1,0 +1,2 @@
+"""tmp"""
+def hqq(*a): raise NotImplementedError

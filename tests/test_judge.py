@@ -49,7 +49,7 @@ def judge(
     user: UserMetric | None = None,
     fp32: nn.Module | None = None,
 ) -> Judge:
-    return Judge(task, choose_driver(task, user, name, direction), fp32 or Passes())
+    return Judge(task, choose_driver(task, user, name, direction), lambda: fp32 or Passes())
 
 
 def read(judged: Reading | Failure) -> Reading:

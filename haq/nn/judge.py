@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,7 +62,8 @@ def choose_driver(
 class Judge:
     """Measures models of one task. It changes: FP32's outputs are kept per split, so that it runs once on each."""
 
-    def __init__(self, task: Task, driver: Driver, fp32: nn.Module) -> None:
+    def __init__(self, task: Task, driver: Driver, fp32: Callable[[], nn.Module]) -> None:
+        """fp32: builds the model that others are compared with, when it is needed."""
         self._task, self._driver, self._fp32 = task, driver, fp32
         self._kept: dict[str, Outputs] = {}
 
@@ -98,7 +99,7 @@ class Judge:
             self._kept[split] = outputs
         elif split not in self._kept:
             assert isinstance(self._task, HasOutputs)
-            self._kept[split] = self._task.outputs(self._fp32, split)
+            self._kept[split] = self._task.outputs(self._fp32(), split)
         return self._kept[split]
 
 

@@ -31,12 +31,14 @@ class Interval:
 class Reading:
     """What a measure read of one model on one split. scores: of the metric that drives the search.
 
-    metric: its name, where the user's function gave it one.
+    metric: its name, where the user's function gave it one. is_continuous: zeros and ones among the scores are no
+    counts of right and wrong, as in a KL divergence that is 0 throughout.
     """
 
     scores: Scores | float
     report: QualityReport | None = None
     metric: str | None = None
+    is_continuous: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ class Measurement:
         return cls(**known)
 
 
-def mean_interval(scores: Scores) -> Interval:
+def mean_interval(scores: Scores, *, is_continuous: bool = False) -> Interval:
     """Wilson's score interval of the mean of 0/1 scores (Wilson 1927), the normal interval of any other scores."""
     n, mean = len(scores), float(np.mean(scores))
-    if not np.isin(scores, (0.0, 1.0)).all():
+    if is_continuous or not np.isin(scores, (0.0, 1.0)).all():
         half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
         return Interval(mean - half, mean + half)
     shrink = 1 / (1 + Z95**2 / n)
@@ -105,7 +107,7 @@ def mean_interval(scores: Scores) -> Interval:
     return Interval(centre - half, centre + half)
 
 
-def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
+def paired_drop_interval(reference: Scores, scores: Scores, *, is_continuous: bool = False) -> Interval:
     """The interval, in points, of 100 x mean(reference - scores) over the same samples.
 
     0/1 scores: Wald on the discordant pairs with 1/2 added to each cell (Agresti and Min, Stat. Med. 24, 2005), which
@@ -113,7 +115,7 @@ def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
     """
     difference = reference - scores
     n = len(difference)
-    if not np.isin(np.concatenate([reference, scores]), (0.0, 1.0)).all():
+    if is_continuous or not np.isin(np.concatenate([reference, scores]), (0.0, 1.0)).all():
         half = Z95 * float(np.std(difference, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
         mean = float(np.mean(difference))
         return Interval(100 * (mean - half), 100 * (mean + half))
@@ -124,11 +126,17 @@ def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
 
 
 def compare(
-    reference: Scores | float, result: Scores | float, split: str, direction: Direction = "maximize"
+    reference: Scores | float,
+    result: Scores | float,
+    split: str,
+    direction: Direction = "maximize",
+    *,
+    is_continuous: bool = False,
 ) -> Measurement:
     """The measurement of `result` against the FP32 `reference`; both per-sample arrays or both single numbers.
 
-    direction: which way the metric is better; a drop is positive where the result is worse.
+    direction: which way the metric is better; a drop is positive where the result is worse. is_continuous: as
+    in Reading.
 
     Raises InputError on non-finite values, on no samples and on a shape that differs from the reference's.
     """
@@ -160,8 +168,8 @@ def compare(
             len(result),
             float(np.mean(result)),
             100 * (float(np.mean(better)) - float(np.mean(worse))),
-            _known(mean_interval(result)),
-            _known(paired_drop_interval(better, worse)),
+            _known(mean_interval(result, is_continuous=is_continuous)),
+            _known(paired_drop_interval(better, worse, is_continuous=is_continuous)),
         )
     if isinstance(reference, np.ndarray) or isinstance(result, np.ndarray):
         raise InputError(

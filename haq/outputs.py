@@ -10,13 +10,16 @@ from typing import Any
 from haq.accuracy import Measurement
 from haq.configfile import config_json, write_config
 from haq.front import Point, front
-from haq.quality import AGREEMENT, KL, LOSS, WORST_CLASS, QualityReport
+from haq.quality import AGREEMENT, KL, LOSS, TOP1, WORST_CLASS, QualityReport
 from haq.rundir import CONFIG_FOLDER, FRONT_FILE, Run
 from haq.textfile import write_atomically
 
 COST_COLUMNS = ("size_bytes", "latency_ms", "activation_peak_bytes", "traffic_bytes", "energy_mj", "macs")
 QUALITY_COLUMNS = {LOSS: "loss", KL: "kl_nats", AGREEMENT: "agreement", WORST_CLASS: "worst_class_drop_points"}
 """Figure of a report -> its column. The class, and how many samples had no finite output, stand beside them."""
+
+TOP1_COLUMN = {TOP1: "top1_accuracy"}
+"""A column only of runs that another metric drives."""
 
 MEASURED_COLUMNS = (
     *("accuracy", "accuracy_low", "accuracy_high", "drop_points", "drop_low", "drop_high", "samples"),
@@ -106,9 +109,14 @@ def _measured(m: Measurement) -> dict[str, Any]:
     return row if m.quality is None else {**row, **_quality(m.quality)}
 
 
+def quality_column(name: str) -> str:
+    """The column of a figure beside the main metric."""
+    return {**QUALITY_COLUMNS, **TOP1_COLUMN}.get(name, f"quality_{name}")
+
+
 def _quality(report: QualityReport) -> dict[str, Any]:
     known = {figure.name: figure.value for figure in report.figures if figure.value is not None}
-    row: dict[str, Any] = {QUALITY_COLUMNS.get(name, f"quality_{name}"): value for name, value in known.items()}
+    row: dict[str, Any] = {quality_column(name): value for name, value in known.items()}
     if report.classes is not None:
         row |= {"worst_class": report.classes.worst, "worst_class_samples": report.classes.worst_samples}
         row["not_finite_samples"] = report.not_finite

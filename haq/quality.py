@@ -37,6 +37,10 @@ class MainMetric:
         """The value as a person reads it: `95.00 %`, `0.1234`."""
         return f"{100 * value:.2f} %" if self.is_fraction else f"{value:.4g}"
 
+    def points(self, value: float) -> str:
+        """Points of drop as a person reads them: `+0.31`."""
+        return f"{value:+.2f}" if self.is_fraction else f"{value:+.3g}"
+
     @property
     def drop_formula(self) -> str:
         """What one point of drop means."""

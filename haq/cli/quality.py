@@ -7,7 +7,7 @@ from typing import Any
 
 from haq.cli.show import echo, table
 from haq.history import SEARCH
-from haq.outputs import QUALITY_COLUMNS
+from haq.outputs import quality_column
 from haq.quality import Quality
 from haq.rundir import Run
 
@@ -30,11 +30,12 @@ def show_quality(run: Run, target: str, rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def _column(figure: Quality) -> str:
-    return QUALITY_COLUMNS.get(figure.name, f"quality_{figure.name}")
+    return quality_column(figure.name)
 
 
 def _cells(row: Mapping[str, Any], figures: Sequence[Quality]) -> tuple[str, ...]:
     values = [row.get(_column(figure)) for figure in figures]
-    worst = f"{row['worst_class']} (n = {row['worst_class_samples']:,})" if "worst_class" in row else ""
+    has_lost = row.get("worst_class_drop_points", 0) > 0 and "worst_class" in row
+    worst = f"{row['worst_class']} (n = {row['worst_class_samples']:,})" if has_lost else ""
     shown = (UNKNOWN if value is None else f"{value:.4g}" for value in values)
     return (row["id"], *shown, worst, str(row.get("not_finite_samples", 0)))

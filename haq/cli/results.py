@@ -126,8 +126,10 @@ def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _cells(row: Mapping[str, Any], metric: MainMetric) -> tuple[str, ...]:
-    interval = f"{row['drop_low']:+.2f} to {row['drop_high']:+.2f}" if "drop_low" in row else "unknown"
-    held_out = f"{row['validation_drop_points']:+.2f}" if "validation_drop_points" in row else "not measured"
+    interval = (
+        f"{metric.points(row['drop_low'])} to {metric.points(row['drop_high'])}" if "drop_low" in row else "unknown"
+    )
+    held_out = metric.points(row["validation_drop_points"]) if "validation_drop_points" in row else "not measured"
     return (
         row["id"],
         row["origin"],
@@ -136,7 +138,7 @@ def _cells(row: Mapping[str, Any], metric: MainMetric) -> tuple[str, ...]:
         milliseconds(row["latency_ms"]),
         f"{row['latency_change_percent']:+.1f} %",
         metric.shown(row["accuracy"]),
-        f"{row['drop_points']:+.2f}",
+        metric.points(row["drop_points"]),
         interval,
         held_out,
         str(row["fallbacks"]),

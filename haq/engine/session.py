@@ -189,7 +189,7 @@ class Session:
         self, fp32: Scores | float, reading: Reading, split: str, quality: QualityReport | None
     ) -> Measurement:
         """The reading against FP32's scores and report."""
-        measured = compare(fp32, reading.scores, split, self.problem.direction)
+        measured = compare(fp32, reading.scores, split, self.problem.direction, is_continuous=reading.is_continuous)
         report = None if reading.report is None else reading.report.against(quality)
         return replace(measured, metric=reading.metric, quality=report)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,7 +62,8 @@ def choose_driver(
 class Judge:
     """Measures models of one task. It changes: FP32's outputs are kept per split, so that it runs once on each."""
 
-    def __init__(self, task: Task, driver: Driver, fp32: nn.Module) -> None:
+    def __init__(self, task: Task, driver: Driver, fp32: Callable[[], nn.Module]) -> None:
+        """fp32: builds the model that others are compared with, when it is needed."""
         self._task, self._driver, self._fp32 = task, driver, fp32
         self._kept: dict[str, Outputs] = {}
 
@@ -83,7 +84,7 @@ class Judge:
             fp32 = self._reference(outputs if is_fp32 else None, split)
             scores = all_scores(outputs, fp32)
             quality = report(scores, outputs, fp32)
-            if driver.name == TOP1:
+            if driver.metric is METRICS[TOP1]:
                 quality = replace(quality, figures=tuple(f for f in quality.figures if f.name != TOP1))
         if isinstance(driver.metric, Metric):
             return _whole(scores[driver.metric.name], driver, outputs, quality)
@@ -98,7 +99,7 @@ class Judge:
             self._kept[split] = outputs
         elif split not in self._kept:
             assert isinstance(self._task, HasOutputs)
-            self._kept[split] = self._task.outputs(self._fp32, split)
+            self._kept[split] = self._task.outputs(self._fp32(), split)
         return self._kept[split]
 
 
@@ -109,7 +110,8 @@ def _chosen(
     if user is not None:
         return user, None, user.direction
     if name is None or name == task.metric:
-        return (METRICS.get(task.metric, METRICS[TOP1]), None, "maximize") if shows else (None, None, None)
+        metric = METRICS.get(task.metric, METRICS[TOP1]) if shows else None
+        return metric, None, metric.direction if metric else None
     if shows and name in METRICS:
         return METRICS[name], None, METRICS[name].direction
     if isinstance(task, CallableTask):
@@ -139,7 +141,7 @@ def _whole(scores: Scores, driver: Driver, outputs: Outputs, quality: QualityRep
     """The reading of one of METRICS, unless it is undefined for some samples."""
     if (undefined := np.isnan(scores)).any():
         return _failure(driver, int(undefined.sum()), len(scores))
-    return Reading(scores, quality)
+    return Reading(scores, quality, is_continuous=driver.direction == "minimize")
 
 
 def _failure(driver: Driver, count: int, samples: int) -> Failure:

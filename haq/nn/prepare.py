@@ -61,15 +61,22 @@ class _Measure:
 
     def __init__(self, model: nn.Module, workload: Workload, task: Task, how: Quantization, driver: Driver) -> None:
         self._model, self._workload, self._task, self._how = model, workload, task, how
-        self._judge = Judge(task, driver, model)
+        self._judge = Judge(task, driver, self._fp32)
         self._simulator: Simulator | None = None
 
     def __call__(self, executed: Assignment, split: str) -> Reading | Failure:
+        is_fp32 = all(executed.precision(layer) == FP32 for layer in executed)
+        return self._judge(self._build(executed), split, is_fp32=is_fp32)
+
+    def _build(self, executed: Assignment) -> nn.Module:
         if self._simulator is None:
             batches = tuple(self._task.calibration())
             self._simulator = quantizable(self._model, self._workload, batches, self._how)
-        is_fp32 = all(executed.precision(layer) == FP32 for layer in executed)
-        return self._judge(self._simulator.build(executed), split, is_fp32=is_fp32)
+        return self._simulator.build(executed)
+
+    def _fp32(self) -> nn.Module:
+        """The model that FP32 is measured with: techniques may have restructured it, which changes its last digits."""
+        return self._build(Assignment.uniform(self._workload.layer_names, FP32))
 
 
 def quantizable(model: nn.Module, workload: Workload, batches: tuple[Inputs, ...], how: Quantization) -> Simulator:

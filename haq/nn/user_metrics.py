@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,18 @@ def load_metric(reference: str) -> UserMetric:
     if isinstance(found, type):
         found = _made(found, reference)
     if all(callable(getattr(found, name, None)) for name in PROTOCOL):
-        return UserMetric(lambda outputs: _accumulated(found, outputs), _stated_direction(found, reference))
+        direction = _stated_direction(found, reference)
+        return UserMetric(lambda outputs: _guarded(lambda: _accumulated(found, outputs), reference), direction)
     if callable(found):
         function = cast("Callable[[Any, Any], object]", found)
-        return UserMetric(lambda outputs: _called(function, outputs, reference), None, _source_hash(found))
+        _check_takes_two(function, reference)
+        return UserMetric(
+            lambda outputs: _guarded(lambda: _called(function, outputs, reference), reference),
+            None,
+            _source_hash(found),
+        )
     raise InputError(
-        "not a metric", where=WHERE, got=f"{reference}, a {type(found).__name__}",
+        "not a metric", where=WHERE, got=f"{reference} of type {type(found).__name__}",
         expected="a function(outputs, labels), or an object with update, compute and reset",
     )  # fmt: skip
 
@@ -115,6 +122,34 @@ def _called(function: Callable[[Any, Any], object], outputs: Outputs, reference:
         )  # fmt: skip
     with torch.no_grad():
         return function(torch.cat(outputs.parts), torch.cat(outputs.labels))
+
+
+def _check_takes_two(function: Callable[[Any, Any], object], reference: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # some built-ins do not tell
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise InputError(
+            "the function cannot be called as a metric", where=WHERE, got=f"{reference}{signature}",
+            expected="a function(outputs, labels)",
+        ) from None  # fmt: skip
+
+
+def _guarded(compute: Callable[[], object], reference: str) -> object:
+    """The value; what the user's code raises becomes one line that says where."""
+    try:
+        return compute()
+    except InputError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"the metric failed in {Path(place.filename).name}, line {place.lineno}", where=f"{WHERE} {reference}",
+            got=f"{type(error).__name__}: {error}"[:160], expected="a number, or one score per sample",
+        ) from error  # fmt: skip
 
 
 def _source_hash(function: object) -> str | None:

@@ -54,7 +54,7 @@ def _accuracy(spec: Spec, metric: MainMetric | None) -> str:
     if known is not None:
         parts.append(f"metric {known.name}, {known.direction}d; a point of drop is {known.drop_formula}")
     else:
-        parts.append(f"metric {accuracy.metric or 'the task has'}, in its own direction")
+        parts.append(f"metric {accuracy.metric or 'of the task'}, in its own direction")
     parts.append(
         f"measured on {accuracy.samples:,} samples of the search split"
         if accuracy.samples

@@ -40,7 +40,7 @@ EXCLUSIVE = ("ranges", "groups", "rounding", "output")
 """Families of which one technique excludes the others."""
 
 DEFAULT_RANGES = "minmax"
-DEFAULT_STACK = ("bn_fold", "output_mse", "bias_correction")
+DEFAULT_STACK = ("bn_fold", "output_mse", "gptq", "bn_reestimation")
 """The best measured: experiments/accuracy."""
 
 

@@ -36,7 +36,7 @@ def test_two_techniques_of_one_kind_are_refused(family: str) -> None:
 
 
 def test_an_unknown_technique_names_the_nearest_one() -> None:
-    with pytest.raises(InputError, match="unknown technique.*'gtpq'.*did you mean 'gptq'"):
+    with pytest.raises(InputError, match=r"unknown technique.*'gtpq'.*did you mean 'gptq'"):
         Stack.of(["gtpq"])
 
 

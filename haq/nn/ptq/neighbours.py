@@ -50,13 +50,11 @@ def neighbours(model: nn.Module, record: Record) -> Iterator[Neighbours]:
         pending = list(workload.consumers[layer.name])
         while pending:
             node = pending.pop(0)
-            if node in ends:
-                break
             if node in layers:
                 if not is_own(layers[node]) or not _reads_channels(modules[layer.name], modules[node]):
                     break
                 readers.append(layers[node])
-            elif isinstance(modules.get(names[node]), _HOMOGENEOUS) and runs[names[node]] == 1:
+            elif node not in ends and isinstance(modules.get(names[node]), _HOMOGENEOUS) and runs[names[node]] == 1:
                 between.append(names[node])
                 pending += workload.consumers[node]
             else:

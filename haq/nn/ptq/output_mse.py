@@ -29,7 +29,8 @@ def output_error(moments: Tensor) -> Callable[[Tensor], Tensor]:
     projected = _cholesky(moments) @ _directions(k, moments)
 
     def estimated(errors: Tensor) -> Tensor:
-        return (errors @ projected).square_().sum(dim=2)
+        along: Tensor = errors @ projected
+        return along.square().sum(dim=2)
 
     return estimated
 

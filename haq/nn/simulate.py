@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
 from haq.errors import InputError
-from haq.nn.calibrate import Calibration
+from haq.nn.calibrate import Calibration, Operand
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
 from haq.nn.quantizers import QuantizedWeight, cast
+from haq.nn.sole_readers import sole_readers
 from haq.nn.weights import WeightCache, arithmetic
 from haq.precision import FORMATS, Assignment, Format, Precision
 from haq.workload import LayerSpec, Workload
@@ -37,8 +38,15 @@ class Simulator:
     Candidates share tensors with the model and each other: read them, never train them (that is what `apply` is for).
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, calibration: Calibration) -> None:
-        """Raises InputError if the calibration is of another model."""
+    def __init__(
+        self, model: nn.Module, workload: Workload, calibration: Calibration, *, in_place: bool = False
+    ) -> None:
+        """Raises InputError if the calibration is of another model.
+
+        in_place: integer operands that nothing else in the traced network reads are rounded where they stand, which
+        takes a fraction of the time. The numbers are the same, but an activation that a hook of the caller's keeps from
+        a candidate's forward pass may be rounded later on: leave it off where candidates are looked into.
+        """
         seen = {layer for layer, _ in calibration.operands}
         missing = [layer.name for layer in workload.layers if layer.kind != "embedding" and layer.name not in seen]
         if missing:
@@ -50,6 +58,7 @@ class Simulator:
             )
         self._model, self._workload, self._calibration = model, workload, calibration
         self._weights = WeightCache(calibration.weight_observer)
+        self._in_place = sole_readers(workload) if in_place else frozenset()
 
     def build(self, executed: Assignment) -> nn.Module:
         """A model in the executed precisions; raises InputError if the assignment does not fit the workload."""
@@ -62,12 +71,13 @@ class Simulator:
             if layer.weight is not None and layer.name not in functional and precisions[layer.name] != FP32:
                 self._swap(modules, layer, precisions[layer.name])
                 swapped.add(layer.module)
-        rounding = _Rounding(precisions, self._calibration, self._weights, frozenset(swapped))
+        rounding = _Rounding(precisions, self._calibration, self._weights, frozenset(swapped), self._in_place)
         if functional or any(layer.kind == "matmul" for layer in self._workload.layers):
             instrument_ops(model, self._workload, rounding, {n for n, p in precisions.items() if p != FP32})
         else:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
-            instrument_modules(model, self._workload, rounding, reading)
+            writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}
+            instrument_modules(model, self._workload, rounding, reading, writing)
         return model
 
     def stored_weight(self, layer: LayerSpec, fmt: Format) -> QuantizedWeight:
@@ -91,7 +101,7 @@ class Simulator:
 class _Rounding:
     """The probe that rounds operands, outputs and the parameters of functional layers as the precisions say.
 
-    swapped: modules whose parameters are rounded already.
+    swapped: modules whose parameters are rounded already. in_place: layers whose integer operand may be written over.
     """
 
     def __init__(
@@ -100,19 +110,19 @@ class _Rounding:
         calibration: Calibration,
         weights: WeightCache,
         swapped: frozenset[str],
+        in_place: frozenset[str] = frozenset(),
     ) -> None:
         self._precisions, self._weights, self._swapped = precisions, weights, swapped
         self._arithmetic = {name: arithmetic(precision) for name, precision in precisions.items()}
-        self._quantizers = {
-            (name, index): calibration.quantizer(name, index, precisions[name].activation)
-            for name, index in calibration.operands
-            if precisions[name].activation.is_integer
-        }
+        self._operands: dict[Operand, Callable[[Tensor], Tensor]] = {}
+        for name, index in calibration.operands:
+            if precisions[name].activation.is_integer:
+                quantizer = calibration.quantizer(name, index, precisions[name].activation)
+                self._operands[name, index] = quantizer.in_place if name in in_place else quantizer
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        if self._precisions[layer].activation.is_integer:
-            return self._quantizers[layer, index](x)
-        return cast(x, self._precisions[layer].activation)
+        rounded = self._operands.get((layer, index))
+        return cast(x, self._precisions[layer].activation) if rounded is None else rounded(x)
 
     def output(self, layer: str, y: Tensor) -> Tensor:
         return cast(y, self._arithmetic[layer])

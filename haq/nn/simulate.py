@@ -11,7 +11,7 @@ from haq.errors import InputError
 from haq.nn.calibrate import Calibration, Operand
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
 from haq.nn.quantizers import QuantizedWeight, cast
-from haq.nn.sole_readers import sole_readers
+from haq.nn.sole_readers import clamps, sole_readers
 from haq.nn.weights import WeightCache, arithmetic
 from haq.precision import FORMATS, Assignment, Format, Precision
 from haq.workload import LayerSpec, Workload
@@ -43,9 +43,9 @@ class Simulator:
     ) -> None:
         """Raises InputError if the calibration is of another model.
 
-        in_place: integer operands that nothing else in the traced network reads are rounded where they stand, which
-        takes a fraction of the time. The numbers are the same, but an activation that a hook of the caller's keeps from
-        a candidate's forward pass may be rounded later on: leave it off where candidates are looked into.
+        in_place: integer operands that nothing else in the traced network reads are rounded where they stand, and a
+        ReLU before them is left out where the rounding cuts off as much. The numbers are the same in less time, but an
+        activation that a hook of the caller's keeps may be rounded later on: leave it off to look into candidates.
         """
         seen = {layer for layer, _ in calibration.operands}
         missing = [layer.name for layer in workload.layers if layer.kind != "embedding" and layer.name not in seen]
@@ -59,6 +59,7 @@ class Simulator:
         self._model, self._workload, self._calibration = model, workload, calibration
         self._weights = WeightCache(calibration.weight_observer)
         self._in_place = sole_readers(workload) if in_place else frozenset()
+        self._clamps = clamps(model, workload) if in_place else ()
 
     def build(self, executed: Assignment) -> nn.Module:
         """A model in the executed precisions; raises InputError if the assignment does not fit the workload."""
@@ -78,6 +79,10 @@ class Simulator:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
             writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}
             instrument_modules(model, self._workload, rounding, reading, writing)
+        for clamp in self._clamps:
+            fmt = precisions[clamp.layer].activation
+            if fmt.is_integer and clamp.is_part_of(self._calibration.quantizer(clamp.layer, 0, fmt)):
+                model.set_submodule(clamp.module, nn.Identity())
         return model
 
     def stored_weight(self, layer: LayerSpec, fmt: Format) -> QuantizedWeight:

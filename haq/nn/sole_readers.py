@@ -1,9 +1,15 @@
-"""Finds the operands that only one layer of a traced network reads: those may be rounded where they stand."""
+"""Finds what only one op of a traced network reads: it may be rounded where it stands, without a clamp before it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
+from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+from haq.nn.quantizers import ActivationQuantizer, largest_code
 from haq.workload import GlueOp, LayerSpec, Workload
 
 _FRESH = frozenset({"norm", "softmax", "pool", "reduce"})
@@ -13,10 +19,10 @@ _IN_PLACE = frozenset({"activation", "smooth", "add", "mul"})
 
 
 def sole_readers(workload: Workload) -> frozenset[str]:
-    """The layers whose only operand nothing else reads, and lies in memory that the forward pass made itself.
+    """The nodes whose only operand nothing else reads, and lies in memory that the forward pass made itself.
 
-    Never a network's input, its output, or what may turn out to be a view of another tensor: `contiguous()` copies or
-    not, as the strides are. None at all in a network with ops that the tracer does not know.
+    Never readers of a network's input or output, or of what may turn out to be a view of another tensor: `contiguous()`
+    copies or not, as the strides are. None at all in a network with ops that the tracer does not know.
     """
     if workload.unsupported:
         return frozenset()
@@ -26,10 +32,51 @@ def sole_readers(workload: Workload) -> frozenset[str]:
             owned.add(node.name)
     alone = owned - set(workload.outputs)
     return frozenset(
-        layer.name
-        for layer in workload.layers
-        if len(layer.inputs) == 1 and layer.inputs[0] in alone and workload.consumers[layer.inputs[0]] == (layer.name,)
+        node.name
+        for node in workload.nodes
+        if len(node.inputs) == 1 and node.inputs[0] in alone and workload.consumers[node.inputs[0]] == (node.name,)
     )
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """A module that cuts numbers off at low and high (ReLU: 0, infinity), and the one layer that reads its result."""
+
+    module: str
+    layer: str
+    low: float
+    high: float
+
+    def is_part_of(self, quantizer: ActivationQuantizer) -> bool:
+        """Whether the layer's quantizer maps all that the module cuts off to its first and last code anyway."""
+        ends = quantizer.codes(torch.tensor([self.low, self.high], device="cpu"))
+        return ends.tolist() == [0, largest_code(quantizer.format)]
+
+
+def clamps(model: nn.Module, workload: Workload) -> tuple[Clamp, ...]:
+    """The clamping modules that run once, on what nothing else reads, for one layer that alone reads the result."""
+    alone = sole_readers(workload)
+    readers = {layer.inputs[0]: layer.name for layer in workload.layers if layer.name in alone}
+    names = {node.name for node in workload.nodes}
+    modules = dict(model.named_modules())
+    found = []
+    for node in workload.nodes:
+        ends = _ends(modules.get(node.name))
+        if ends is not None and node.name in alone and node.name in readers and f"{node.name}@1" not in names:
+            found.append(Clamp(node.name, readers[node.name], *ends))
+    return tuple(found)
+
+
+def _ends(module: nn.Module | None) -> tuple[float, float] | None:
+    """Where the module cuts off; None where it does something else, or somebody watches it."""
+    if module is None or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if type(module) is nn.ReLU:
+        return 0.0, math.inf
+    if type(module) in (nn.ReLU6, nn.Hardtanh):
+        assert isinstance(module, nn.Hardtanh)
+        return float(module.min_val), float(module.max_val)
+    return None
 
 
 def _owns_memory(node: LayerSpec | GlueOp, owned: Set[str]) -> bool:

@@ -87,7 +87,7 @@ def quantizable(model: nn.Module, workload: Workload, batches: tuple[Inputs, ...
     check_data(batches, workload)
     changed = restructured(model, workload, how.stack, batches)
     calibration = calibrate(changed, workload, batches, observer=how.observer, stack=how.stack)
-    return Simulator(changed, workload, calibration, how.folder)
+    return Simulator(changed, workload, calibration, how.folder, in_place=True)
 
 
 def prepare(bundle: Bundle, *, how: Quantization, samples: int | None, driver: Driver) -> Prepared:

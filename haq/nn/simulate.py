@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from haq.errors import InputError
-from haq.nn.calibrate import Calibration
+from haq.nn.calibrate import Calibration, Operand
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
 from haq.nn.ptq.layers import QuantizedLayers, Recipe, arithmetic
 from haq.nn.ptq.per_token import round_per_token
 from haq.nn.ptq.stored import StoredLayer
 from haq.nn.quantizers import cast
+from haq.nn.sole_readers import clamps, sole_readers
 from haq.precision import FORMATS, Assignment, Format, Precision
 from haq.workload import LayerSpec, Workload
 
@@ -41,9 +43,21 @@ class Simulator:
     """
 
     def __init__(
-        self, model: nn.Module, workload: Workload, calibration: Calibration, folder: Path | None = None
+        self,
+        model: nn.Module,
+        workload: Workload,
+        calibration: Calibration,
+        folder: Path | None = None,
+        *,
+        in_place: bool = False,
     ) -> None:
-        """folder: where quantized layers are kept, None for memory. Raises InputError on a foreign calibration."""
+        """Raises InputError if the calibration is of another model.
+
+        folder: where quantized layers are kept; None for memory.
+        in_place: integer operands that nothing else in the traced network reads are rounded where they stand, and a
+        ReLU before them is left out where the rounding cuts off as much. The numbers are the same in less time, but an
+        activation that a hook of the caller's keeps may be rounded later on: leave it off to look into candidates.
+        """
         seen = {layer for layer, _ in calibration.operands}
         missing = [layer.name for layer in workload.layers if layer.kind != "embedding" and layer.name not in seen]
         if missing:
@@ -55,6 +69,8 @@ class Simulator:
             )
         self._model, self._workload, self._calibration = model, workload, calibration
         self._layers = QuantizedLayers(model, workload, Recipe(calibration.stack, calibration.batches, folder))
+        self._in_place = sole_readers(workload) if in_place else frozenset()
+        self._clamps = clamps(model, workload) if in_place else ()
 
     def build(self, executed: Assignment) -> nn.Module:
         """A model in the executed precisions; raises InputError if the assignment does not fit the workload."""
@@ -68,12 +84,19 @@ class Simulator:
             if layer.weight is not None and layer.name not in functional and precisions[layer.name] != FP32:
                 self._swap(modules, layer, precisions[layer.name])
                 swapped.add(layer.module)
-        rounding = _Rounding(precisions, self._calibration, _Functional(self._workload, self._layers, swapped))
+        functional_parameters = _Functional(self._workload, self._layers, swapped)
+        rounding = _Rounding(precisions, self._calibration, functional_parameters, self._in_place)
         if functional or any(layer.kind == "matmul" for layer in self._workload.layers):
             instrument_ops(model, self._workload, rounding, {n for n, p in precisions.items() if p != FP32})
         else:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
-            instrument_modules(model, self._workload, rounding, reading)
+            writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}
+            instrument_modules(model, self._workload, rounding, reading, writing)
+        for clamp in self._clamps:
+            fmt = precisions[clamp.layer].activation
+            is_static = fmt.is_integer and not fmt.per_token
+            if is_static and clamp.is_part_of(self._calibration.quantizer(clamp.layer, 0, fmt)):
+                model.set_submodule(clamp.module, nn.Identity())
         return model
 
     def stored(self, layer: LayerSpec, fmt: Format) -> StoredLayer:
@@ -109,22 +132,32 @@ class _Functional:
 
 
 class _Rounding:
-    """The probe that rounds operands, outputs and the parameters of functional layers as the precisions say."""
+    """The probe that rounds operands, outputs and the parameters of functional layers as the precisions say.
 
-    def __init__(self, precisions: Mapping[str, Precision], calibration: Calibration, functional: _Functional) -> None:
+    in_place: layers whose integer operand may be written over.
+    """
+
+    def __init__(
+        self,
+        precisions: Mapping[str, Precision],
+        calibration: Calibration,
+        functional: _Functional,
+        in_place: frozenset[str] = frozenset(),
+    ) -> None:
         self._precisions, self._functional = precisions, functional
         self._arithmetic = {name: arithmetic(precision) for name, precision in precisions.items()}
-        self._quantizers = {
-            (name, index): calibration.quantizer(name, index, precisions[name].activation)
-            for name, index in calibration.operands
-            if precisions[name].activation.is_integer and not precisions[name].activation.per_token
-        }
+        self._operands: dict[Operand, Callable[[Tensor], Tensor]] = {}
+        for name, index in calibration.operands:
+            fmt = precisions[name].activation
+            if fmt.per_token:
+                self._operands[name, index] = partial(round_per_token, fmt=fmt)
+            elif fmt.is_integer:
+                quantizer = calibration.quantizer(name, index, fmt)
+                self._operands[name, index] = quantizer.in_place if name in in_place else quantizer
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        fmt = self._precisions[layer].activation
-        if fmt.per_token:
-            return round_per_token(x, fmt)
-        return self._quantizers[layer, index](x) if fmt.is_integer else cast(x, fmt)
+        rounded = self._operands.get((layer, index))
+        return cast(x, self._precisions[layer].activation) if rounded is None else rounded(x)
 
     def output(self, layer: str, y: Tensor) -> Tensor:
         return cast(y, self._arithmetic[layer])

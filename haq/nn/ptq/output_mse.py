@@ -7,6 +7,7 @@ has in FP32, so that its weights are quantized once whatever the others' precisi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,20 +26,22 @@ def output_error(moments: Tensor) -> Callable[[Tensor], Tensor]:
     """
     k = moments.shape[1]
     if k <= 2 * SKETCH:
-        return lambda errors: ((errors @ moments) * errors).sum(dim=2)
-    projected = _cholesky(moments) @ _directions(k, moments)
+        return partial(_exact, moments)
+    return partial(_estimated, _cholesky(moments) @ _directions(k, moments))
 
-    def estimated(errors: Tensor) -> Tensor:
-        along: Tensor = errors @ projected
-        return along.square().sum(dim=2)
 
-    return estimated
+def _exact(moments: Tensor, errors: Tensor) -> Tensor:
+    return ((errors @ moments) * errors).sum(dim=2)
+
+
+def _estimated(projected: Tensor, errors: Tensor) -> Tensor:
+    return (errors @ projected).square().sum(dim=2)
 
 
 def _directions(k: int, like: Tensor) -> Tensor:
     """(k, SKETCH) normal numbers whose outer products average to the identity."""
     generator = torch.Generator().manual_seed(SKETCH_SEED)
-    return (torch.randn((k, SKETCH), generator=generator) / SKETCH**0.5).to(like)
+    return torch.randn((k, SKETCH), generator=generator).div_(SKETCH**0.5).to(like)
 
 
 def _cholesky(moments: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ def test_no_block_gets_a_larger_lp_error(g: int, rows: int, k: int, block: int, 
         part = weight[:, :, first : first + block]
         before = Grid(grid.scales[:, :, first // block, None], grid.largest, block)
         after = Grid(found.scales[:, :, first // block, None], grid.largest, block)
-        assert bool((lp(part, after, p) <= lp(part, before, p) * (1 + 1e-9) + 1e-12).all())
+        # fp64 rounds a weight by 1e-16 of it, which to the power p is no longer small.
+        rounding = block * 1e-15**p
+        assert bool((lp(part, after, p) <= lp(part, before, p) * (1 + 1e-9) + rounding).all())
         alone = hqq(part, before, p=p)
         torch.testing.assert_close(alone.scales, after.scales, rtol=1e-9, atol=0)
 

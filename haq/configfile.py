@@ -20,9 +20,9 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
     """The config as JSON data. run: the contents of `run.json`; validation: on the held-out split, if measured."""
     result, provenance = point.result, run["provenance"]
     assert result.measurement is not None, "only measured candidates become configs"
-    metrics: dict[str, Any] = {"accuracy": _measured(result.measurement)}
+    metrics: dict[str, Any] = {"accuracy": measured(result.measurement)}
     if validation is not None:
-        metrics["accuracy_validation"] = _measured(validation)
+        metrics["accuracy_validation"] = measured(validation)
     about = run["targets"].get(result.target, {})
     trust = {key: about[key] for key in ("confidence", "latency_spread") if key in about}
     for name, value in sorted(result.costs.items()):
@@ -79,5 +79,6 @@ def executed_assignment(config: Mapping[str, Any]) -> Assignment:
     return Assignment.from_json(config["layers"])
 
 
-def _measured(measurement: Measurement) -> dict[str, Any]:
+def measured(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as one of a config's metrics."""
     return {"value": measurement.accuracy, "kind": "measured", **measurement.to_json()}

@@ -1,4 +1,4 @@
-"""Learned quantizers: the gradients of the LSQ paper by hand and against torch's own kernel, and what freezing keeps."""
+"""Learned quantizers: gradients of the LSQ paper by hand and against torch's own kernel, and what freezing keeps."""
 
 from __future__ import annotations
 

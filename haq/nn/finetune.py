@@ -168,13 +168,13 @@ class _Run:
         if not bool(torch.isfinite(loss)):
             self._settings.checkpoint.unlink(missing_ok=True)
             raise InputError(
-                "finetuning diverged: the loss is not finite", where=f"step {self._done + 1}", got=float(loss),
+                "finetuning diverged: the loss is not finite", where=f"step {self._done + 1}", got=loss.item(),
                 expected="a finite loss", way_out=f"a --learning-rate below {self._options.learning_rate:g}",
             )  # fmt: skip
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._student.parameters(), LARGEST_GRADIENT_NORM)
         self._optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def _loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """Divergence from FP32, at the temperature and times its square, and cross-entropy (Hinton et al. 2015)."""

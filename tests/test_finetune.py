@@ -180,6 +180,19 @@ def test_a_limit_that_does_not_bind_changes_nothing(job: Job, tmp_path: Path) ->
     assert same(free, limited)
 
 
+def test_a_source_that_gives_fewer_batches_than_it_says_still_ends(job: Job, tmp_path: Path) -> None:
+    class Short:
+        def __len__(self) -> int:
+            return 4
+
+        def epoch(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
+            return TensorBatches(*points(1, 64), 32).epoch(generator)  # two batches
+
+    seen: list[Started | EpochDone] = []
+    finetune(replace(job, batches=Short()), OPTIONS, settings(tmp_path, seen))
+    assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1, 2, 3]
+
+
 def test_no_epoch_is_kept_that_is_worse_than_the_start(job: Job, tmp_path: Path) -> None:
     class Wrong:
         """Scores that only the first two models, FP32 and the start, get right. It changes: it counts."""

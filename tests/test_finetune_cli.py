@@ -160,7 +160,9 @@ def test_other_arguments_beside_a_checkpoint_are_refused(
     out = tmp_path / "tuned.json"
     with monkeypatch.context() as context:
         context.setattr("haq.nn.tune_config.write_tuned", interrupted)
-        assert haq("finetune", config, "-s", space, "-n", "1", "-o", out).code == 130
+        ran = haq("finetune", config, "-s", space, "-n", "1", "-o", out)
+    assert ran.code == 130
+    assert "the same command again" in ran.err
     assert out.with_suffix(".checkpoint.safetensors").is_file()
     ran = haq("finetune", config, "-s", space, "-n", "2", "-o", out)
     assert ran.code == 2

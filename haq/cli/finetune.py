@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # training loads torch
 
 SOURCES = ("space", "model", "weights", "data", "train_data")
 """Flags that say where the network and its data come from."""
+CHECKPOINT = ".checkpoint.safetensors"
+"""What a run that was stopped leaves beside its --out."""
 
 
 @click.command(name="finetune")
@@ -28,7 +30,7 @@ SOURCES = ("space", "model", "weights", "data", "train_data")
 @click.option("--weights", help="Again, if the search was given weights.")
 @click.option("--data", help="Again, if the search was given data: what accuracy is measured on.")
 @click.option("--train-data", help="Your data to train on, in the form of --data, with other samples.")
-@click.option("--learning-rate", type=float, help="The peak, as a share of each channel's range of weights. [0.002]")
+@click.option("--learning-rate", type=float, help="The peak, as a share of each channel's range of weights. [0.001]")
 @click.option("--distillation", type=float, help="The share of FP32's answers in the loss; labels are the rest. [1]")
 @click.option("--seed", type=int, help="Same seed and threads, same result. [0]")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The config to write, a .json file.")
@@ -43,7 +45,12 @@ def finetune_command(config: Path, out: Path, *, as_json: bool, **flags: Any) ->
     sources: dict[str, str] = {key: asked.pop(key) for key in SOURCES if key in asked}
     if "max_minutes" in asked:
         asked["max_seconds"] = 60 * asked.pop("max_minutes")
-    found = finetune(config, out, sources, asked, _log)
+    try:
+        found = finetune(config, out, sources, asked, _log)
+    except KeyboardInterrupt:
+        if out.with_suffix(CHECKPOINT).is_file():
+            click.echo("to go on: the same command again", err=True)
+        raise
     if as_json:
         echo_json(found)
         return

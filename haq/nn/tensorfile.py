@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from haq.errors import InputError
@@ -22,8 +22,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         path.parent.mkdir(parents=True, exist_ok=True)
         # A tensor of its own memory and in plain order is what the format holds.
         whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(whole, draft, {"about": json.dumps(about)})
-        with draft.open("rb+") as file:
+        with draft.open("wb") as file:
+            file.write(save(whole, {"about": json.dumps(about)}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:

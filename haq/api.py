@@ -119,7 +119,7 @@ def regret_of_run(run: Run, limits: Constraints, minimize: str, given: Mapping[s
         note = f"{differ}; its network was in memory, so prices are as it recorded them"
         return regret_matrix(choices, minimize, as_recorded(history), history), note
     batches = {target: about["batch"] for target, about in run.info["targets"].items()}
-    today = priced_now(workload_of_run(run, given), profiles, batches)
+    today = priced_now(workload_of_run(run, given), profiles, batches, Scaling.of(spec.accuracy.ptq))
     return regret_matrix(choices, minimize, today, history), f"{differ}; prices are today's"
 
 

@@ -15,6 +15,8 @@ from haq.quality import WORST_CLASS
 from haq.textfile import write_text
 
 SCHEMA = "haq.config/v1"
+ONLY_MSE = ("bn_fold", "mse")
+"""What every run did before a spec could name techniques."""
 
 
 def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | None) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
         "target": {"name": result.target, **about},
         "layers": result.executed.to_json(),
         "requested_bits": point.candidate.requested.to_json(),
+        "quantization": quantization(run["spec"]),
         "metrics": metrics,
         "fallbacks": [fallback.to_json() for fallback in result.fallbacks],
         "provenance": {
@@ -46,6 +49,12 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
             "versions": run["versions"],
         },
     }
+
+
+def quantization(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run quantizes: the techniques and the observer of its spec. Runs of before techniques had neither key."""
+    accuracy = spec.get("accuracy", {})
+    return {"ptq": accuracy.get("ptq", list(ONLY_MSE)), "observer": accuracy.get("observer", "mse")}
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -79,6 +88,12 @@ def checked_config(raw: Any, path: Path) -> dict[str, Any]:
 def executed_assignment(config: Mapping[str, Any]) -> Assignment:
     """What the config's layers execute."""
     return Assignment.from_json(config["layers"])
+
+
+def measured(measurement: Measurement) -> dict[str, Any]:
+    """A measurement of accuracy as one of a config's metrics."""
+    entry: dict[str, Any] = _measured(measurement, {})["accuracy"]
+    return entry
 
 
 def _measured(measurement: Measurement, about: Mapping[str, str]) -> dict[str, Any]:

@@ -76,13 +76,18 @@ class DataTable(_Table):
     task: `function(space: SpaceFile) -> Task`.
     weights: `function(space: SpaceFile, model: nn.Module) -> state dict`, trained for the task; may train the model.
     from_path: `function(space: SpaceFile, data: Path, weights: Path | None) -> Task` over a user's own data.
+    train: `function(space: SpaceFile) -> BatchSource` over the task's training split, for finetuning.
+    train_from_path: `function(space: SpaceFile, train: Path, data: Path, weights: Path | None) -> BatchSource` over a
+    user's own data for training, none of which may be in `data`, where accuracy is measured.
     """
 
     task: str | None = None
     weights: str | None = None
     from_path: str | None = None
+    train: str | None = None
+    train_from_path: str | None = None
 
-    @field_validator("task", "weights", "from_path")
+    @field_validator("task", "weights", "from_path", "train", "train_from_path")
     @classmethod
     def _reference(cls, text: str | None) -> str | None:
         return None if text is None else check_reference(text)

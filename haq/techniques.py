@@ -39,6 +39,9 @@ TECHNIQUES: Mapping[str, Technique] = {
 EXCLUSIVE = ("ranges", "groups", "rounding", "output")
 """Families of which one technique excludes the others."""
 
+STRUCTURE = frozenset({"cle", "smoothquant"})
+"""Techniques that change the network before it is calibrated, and nothing of what it computes."""
+
 DEFAULT_RANGES = "minmax"
 DEFAULT_STACK = ("bn_fold", "output_mse", "gptq", "bn_reestimation")
 """The best measured: experiments/accuracy."""

@@ -64,6 +64,11 @@ def mobilenet_v3_small_weights(space: SpaceFile, model: nn.Module) -> Mapping[st
     return _weights(space, model, MOBILENET_V3_SMALL)
 
 
+def training_batches(space: SpaceFile) -> TensorBatches:
+    """The 2,700 digits of the training split, jittered at random as both networks were trained."""
+    return _training_batches(load_digits(space.model.inputs[0].shape[-1]), RESNET18.batch_size)
+
+
 @cache
 def load_digits(side: int) -> Digits:
     """All digits at side x side pixels (28 is grown to the side by bilinear interpolation)."""
@@ -102,9 +107,11 @@ def _weights(space: SpaceFile, model: nn.Module, recipe: Recipe) -> Mapping[str,
         "start": weights_hash(model),
     }
 
-    def make() -> Mapping[str, Tensor]:
-        rows = digits.rows["train"]
-        source = TensorBatches(digits.images[rows], digits.labels[rows], recipe.batch_size, jittered(**JITTER))
-        return train(model, source, recipe)
+    return cached_weights(
+        space.name, made_of, lambda: train(model, _training_batches(digits, recipe.batch_size), recipe)
+    )
 
-    return cached_weights(space.name, made_of, make)
+
+def _training_batches(digits: Digits, batch_size: int) -> TensorBatches:
+    rows = digits.rows["train"]
+    return TensorBatches(digits.images[rows], digits.labels[rows], batch_size, jittered(**JITTER))

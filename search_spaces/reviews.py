@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from haq.errors import MissingExtra
 from haq.nn.checkpoints import load_state, state_hash
 from haq.nn.models.bert import BertClassifier
 from haq.nn.task import ClassificationTask, split_indices
-from haq.nn.texts import encode, labelled_task, load_tokenizer, longest, padded, padding_of, read_table, task_of
+from haq.nn.text_batches import POOL, TextBatches, labelled_batches
+from haq.nn.texts import encode, labelled_task, load_tokenizer, longest, padding_of, read_table, task_of
 from haq.nn.training import Recipe, train
 from haq.nn.weights_cache import cached_weights
 from haq.spacefile import SpaceFile
@@ -37,8 +38,6 @@ FROZEN_LAYERS = 2
 """The embeddings and the lowest layers keep their pretrained weights: a third of the time for nothing lost."""
 HEAD_RATE = 10.0
 """The head starts from nothing and learns so much faster than the encoder."""
-POOL = 64
-"""Training batches are cut from so many batches' worth of shuffled texts, sorted by length: little padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +80,16 @@ def task(space: SpaceFile) -> ClassificationTask:
 def user_task(space: SpaceFile, data: Path, weights: Path | None) -> ClassificationTask:
     """The user's own reviews: a tab-separated file with `text` and `label` (0 or negative, 1 or positive)."""
     return labelled_task(data, load_tokenizer(minilm_folder()), CLASSES, longest(space))
+
+
+def training_batches(space: SpaceFile) -> TextBatches:
+    """The 7,752 snippets of the training split, with the chances out of the raters' mean as targets."""
+    return _training_batches(load_reviews(longest(space)))
+
+
+def user_batches(space: SpaceFile, train: Path, data: Path, weights: Path | None) -> TextBatches:
+    """The user's own reviews to train on, none of which may be in `data`."""
+    return labelled_batches(train, data, load_tokenizer(minilm_folder()), CLASSES, longest(space))
 
 
 def trained_weights(space: SpaceFile, model: nn.Module) -> Mapping[str, Tensor]:
@@ -129,30 +138,6 @@ def pretrained_encoder() -> dict[str, Tensor]:
     return {f"bert.{k}": v for k, v in state.items() if not k.startswith("pooler.") and not k.endswith("position_ids")}
 
 
-@dataclass(frozen=True, eq=False)
-class ReviewBatches:
-    """Shuffled training batches of texts of about one length."""
-
-    reviews: Reviews
-    batch_size: int
-
-    def __len__(self) -> int:
-        return -(-len(self.reviews.rows["train"]) // self.batch_size)
-
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        tokens, targets, labels = self.reviews.tokens, self.reviews.targets, self.reviews.labels
-        rows = torch.tensor(self.reviews.rows["train"])
-        shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        parts: list[list[int]] = []
-        for pool in torch.split(shuffled, self.batch_size * POOL):
-            by_length = sorted(pool.tolist(), key=lambda row: len(tokens[row]))
-            parts += [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
-        for i in torch.randperm(len(parts), generator=generator).tolist():
-            batch = padded([tokens[row] for row in parts[i]], labels[parts[i]], pad=self.reviews.pad)
-            assert isinstance(batch.inputs, dict), "texts go in by name"
-            yield batch.inputs, targets[parts[i]]
-
-
 def _fine_tune(model: BertClassifier, reviews: Reviews) -> Mapping[str, Tensor]:
     frozen = [model.bert.embeddings, *model.bert.encoder.layer[:FROZEN_LAYERS]]
     for module in frozen:
@@ -161,6 +146,12 @@ def _fine_tune(model: BertClassifier, reviews: Reviews) -> Mapping[str, Tensor]:
         {"params": [p for p in model.bert.parameters() if p.requires_grad]},
         {"params": list(model.classifier.parameters()), "lr": RECIPE.learning_rate * HEAD_RATE},
     ]
-    state = train(model, ReviewBatches(reviews, RECIPE.batch_size), RECIPE, groups=groups)
+    state = train(model, _training_batches(reviews), RECIPE, groups=groups)
     model.requires_grad_(True)
     return state
+
+
+def _training_batches(reviews: Reviews) -> TextBatches:
+    rows = list(reviews.rows["train"])
+    tokens = tuple(reviews.tokens[row] for row in rows)
+    return TextBatches(tokens, reviews.targets[rows], RECIPE.batch_size, reviews.pad)

@@ -98,10 +98,16 @@ def trained_weights(space: SpaceFile, model: nn.Module) -> Mapping[str, Tensor]:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = BATCH_NORM_MOMENTUM
-        rows = cells.rows["train"]
-        return train(model, TensorBatches(cells.images[rows], cells.targets[rows], RECIPE.batch_size, flipped), RECIPE)
+        return train(model, training_batches(space), RECIPE)
 
     return cached_weights(space.name, made_of, make)
+
+
+def training_batches(space: SpaceFile) -> TensorBatches:
+    """The 1,472 cells of the training split, flipped at random, with the experts' chances as targets."""
+    cells = load_cells(space.model.inputs[0].shape[-1])
+    rows = cells.rows["train"]
+    return TensorBatches(cells.images[rows], cells.targets[rows], RECIPE.batch_size, flipped)
 
 
 def flipped(images: Tensor, generator: torch.Generator) -> Tensor:

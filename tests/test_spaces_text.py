@@ -357,8 +357,7 @@ def test_the_pretrained_encoder_fits_and_its_package_is_not_imported(reviews: Mo
 
 
 def test_training_batches_hold_every_training_text_once(reviews: ModuleType) -> None:
-    data = reviews.load_reviews(64)
-    source = reviews.ReviewBatches(data, 32)
+    source = reviews.training_batches(load_space("reviews_minilm"))
     drawn = list(source.epoch(torch.Generator().manual_seed(0)))
     assert len(drawn) == len(source) == 243
     assert sum(len(targets) for _, targets in drawn) == 7752

@@ -122,7 +122,7 @@ def image_folder_task(space: SpaceFile, data: Path, weights: Path | None) -> Ima
         raise InputError(
             "the model takes no square colour images", where=space.name, got=shape, expected="one input 3xNxN"
         )
-    classes, files, labels = _list(data)
+    classes, files, labels = list_images(data)
     calibration = min(MOST_CALIBRATION, max(1, len(files) // 10))
     search = (len(files) - calibration) // 2
     if search < 1:
@@ -146,7 +146,13 @@ def centred_image_folder_task(space: SpaceFile, data: Path, weights: Path | None
 
 def read_image(file: Path, side: int) -> Tensor:
     """(side, side, 3) uint8: the shorter side resized to side x 256/224, then the centre cut out (as torchvision)."""
-    shorter = round(side * RESIZE_OVER_CROP)
+    image = resized(file, round(side * RESIZE_OVER_CROP))
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return torch.from_numpy(np.array(image.crop((left, top, left + side, top + side)), dtype=np.uint8))
+
+
+def resized(file: Path, shorter: int) -> Image.Image:
+    """The colour image with its shorter side at so many pixels; raises InputError on a file that is no image."""
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
@@ -154,12 +160,10 @@ def read_image(file: Path, side: int) -> Tensor:
         raise _no_image(file, error) from error
     width, height = image.size
     size = (int(shorter * width / min(image.size)), int(shorter * height / min(image.size)))
-    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    cut = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
-    return torch.from_numpy(np.array(cut, dtype=np.uint8))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _list(data: Path) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[int, ...]]:
+def list_images(data: Path) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[int, ...]]:
     """Class names in order; image files and their class numbers."""
     expected = "a folder with one subfolder of images per class"
     if not data.is_dir():

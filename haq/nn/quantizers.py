@@ -163,6 +163,11 @@ def executed_weight(stored: QuantizedWeight | Tensor, precision: Precision) -> T
     return weight if precision.compute.is_integer else cast(weight, precision.compute)
 
 
+def largest_by_channel(weight: Tensor, channel_axis: int) -> Tensor:
+    """(channels,) the largest magnitude of every channel of a weight."""
+    return weight.movedim(channel_axis, 0).flatten(1).abs().amax(dim=1)
+
+
 def check_finite(x: Tensor, where: str) -> None:
     """Raises InputError if the tensor holds NaN or infinity."""
     finite = torch.isfinite(x)

@@ -40,6 +40,12 @@ def text_task(space: SpaceFile, data: Path, weights: Path | None) -> Classificat
     data: a tab-separated file with the columns `text` and `label`; a label is a class number or one of the model's
     label names. Raises InputError, with the line number, on a row that does not fit.
     """
+    folder = tokenizer_folder(weights)
+    return labelled_task(data, load_tokenizer(folder), class_names(read_config(folder)), longest(space))
+
+
+def tokenizer_folder(weights: Path | None) -> Path:
+    """The folder that `--weights` names; raises InputError where it can hold no tokenizer."""
     if weights is None or not weights.is_dir():
         raise InputError(
             "texts need the tokenizer that the model was trained with",
@@ -47,7 +53,7 @@ def text_task(space: SpaceFile, data: Path, weights: Path | None) -> Classificat
             got=None if weights is None else str(weights),
             expected="a Hugging Face folder with config.json, weights, and tokenizer.json or vocab.txt",
         )
-    return labelled_task(data, load_tokenizer(weights), class_names(read_config(weights)), longest(space))
+    return weights
 
 
 def labelled_task(path: Path, tokenizer: Tokenizer, classes: Sequence[str], longest: int) -> ClassificationTask:
@@ -60,7 +66,7 @@ def labelled_task(path: Path, tokenizer: Tokenizer, classes: Sequence[str], long
         raise InputError(
             "too few texts", where=str(path), got=len(rows), expected=f"at least {FEWEST_TEXTS} rows below the header"
         )
-    labels = np.array([_class_of(row, classes, path) for row in rows])
+    labels = np.array([class_of(row, classes, path) for row in rows])
     calibration = min(MOST_CALIBRATION, len(rows) // 5)
     search = (len(rows) - calibration) // 2
     sizes = {"calibration": calibration, "search": search, "validation": len(rows) - calibration - search}
@@ -138,14 +144,14 @@ def longest(space: SpaceFile) -> int:
     return space.model.inputs[0].shape[-1]
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
+def read_table(path: Path, columns: Sequence[str], *, where: str = "--data") -> list[Row]:
     """The rows of a tab-separated file (UTF-8, .gz or not) whose header names at least these columns.
 
     Quotes are text. Empty lines are skipped; raises InputError with the line number on any other line that does not
     fit the header, and on an empty cell.
     """
     if not path.is_file():
-        raise InputError("not a table of texts", where="--data", got=str(path), expected="a tab-separated file")
+        raise InputError("not a table of texts", where=where, got=str(path), expected="a tab-separated file")
     lines = _lines(path)
     header = next(lines, (1, ""))[1].split("\t")
     if missing := [column for column in columns if column not in header]:
@@ -188,7 +194,8 @@ def _text(raw: BinaryIO, *, packed: bool) -> TextIOWrapper:
     return TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig")
 
 
-def _class_of(row: Row, classes: Sequence[str], path: Path) -> int:
+def class_of(row: Row, classes: Sequence[str], path: Path) -> int:
+    """The class number that a row's second value names; raises InputError with the line for an unknown one."""
     label = row.values[1]
     if label in classes:
         return classes.index(label)

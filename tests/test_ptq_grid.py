@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rounded import quantize_weight
 
 from haq.errors import InputError
-from haq.nn.ptq.grid import Grid, reconstruction_error
+from haq.nn.ptq.grid import Grid, damped, reconstruction_error
 from haq.precision import FORMATS
 
 
@@ -75,3 +75,11 @@ def test_the_error_is_the_mean_squared_error_of_the_outputs(g: int, rows: int, k
     expected = ((inputs @ weight.mT - inputs @ quantized.mT) ** 2).mean(dim=1)
     actual = reconstruction_error(weight, quantized, inputs.mT @ inputs / n)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_damping_adds_a_hundredth_of_the_mean_power_of_the_live_inputs() -> None:
+    # Powers 1, 3 and a dead input: the mean of the live ones is 2.
+    hessian = torch.tensor([[[1.0, 0.5, 0], [0.5, 3.0, 0], [0, 0, 0]]])
+    expected = torch.tensor([[[1.02, 0.5, 0], [0.5, 3.02, 0], [0, 0, 0.02]]], dtype=torch.float64)
+    torch.testing.assert_close(damped(hessian), expected, rtol=1e-12, atol=0)
+    assert hessian[0, 0, 0] == 1.0

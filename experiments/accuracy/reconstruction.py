@@ -11,7 +11,7 @@ dependencies and finds an empty module of that name; its AdaRound uses nothing o
 
 Writes reconstruction.csv beside this file; rows of spaces that are not named stay. Every implementation gets the same
 layer of the network with batch norm folded, the same inputs from the calibration split, and the same grid: symmetric
-4-bit codes -7 ... 7 per output channel, scales from haq's observer `mse`. GPTQ: damping 0.01, activation order. The
+4-bit codes -7 ... 7 per output channel, scales from haq's technique `mse`. GPTQ: damping 0.01, activation order. The
 error is the squared error of the layer's output over all its elements, relative to the output without its bias, on the
 calibration inputs and on those of the search split, which nothing was fitted to. Seconds: process time, one thread.
 """
@@ -32,13 +32,12 @@ from torch import Tensor, nn
 
 from haq.nn.bundle import load_bundle
 from haq.nn.fold import fold_batch_norm
-from haq.nn.observers import weight_mse
 from haq.nn.ptq.adaround import adaround
 from haq.nn.ptq.coordinate import quantease
 from haq.nn.ptq.gptq import gptq
-from haq.nn.ptq.grid import Grid, reconstruction_error
+from haq.nn.ptq.grid import reconstruction_error
+from haq.nn.ptq.ranges import RANGES, minmax_grid
 from haq.nn.task import ClassificationTask, Inputs, forward
-from haq.precision import FORMATS
 from haq.spacefile import load_space
 
 LAYERS = {
@@ -145,8 +144,7 @@ def _case(module: nn.Module, calibration: Tensor, held_out: Tensor) -> Case:
     assert isinstance(module, nn.Linear | nn.Conv2d)
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     rows = module.weight.detach().reshape(groups, len(module.weight) // groups, -1)
-    ranges = weight_mse(module.weight.detach(), 0, FORMATS["int4"]).reshape(groups, -1, 1)
-    grid = Grid(torch.where(ranges > 0, ranges / 7, 1.0), 7, rows.shape[2])
+    grid = RANGES["mse"](rows, None, minmax_grid(rows, 7, rows.shape[2]))
     layer = Layer(module, calibration, grid)
     return Case(layer, rows.double(), hessian(module, calibration), hessian(module, held_out))
 

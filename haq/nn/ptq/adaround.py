@@ -10,7 +10,7 @@ from torch import Tensor
 
 from haq.errors import InputError
 from haq.nn.ptq.coordinate import quantease
-from haq.nn.ptq.grid import Grid, check_layer, live_columns, reconstruction_error
+from haq.nn.ptq.grid import Grid, check_layer, damped, live_columns, reconstruction_error
 
 ZETA, GAMMA = 1.1, -0.1
 """The ends that the sigmoid is stretched to before it is cut to 0 ... 1 (the paper's equation 23)."""
@@ -26,7 +26,7 @@ CONFIDENCE = 0.9
 
 @torch.no_grad()
 def adaround(rows: Tensor, hessian: Tensor, grid: Grid, *, steps: int = STEPS, start: Tensor | None = None) -> Tensor:
-    """The codes that AdaRound chooses (Nagel et al. 2020), polished; no row is worse than with `quantease`.
+    """The codes that AdaRound chooses (Nagel et al. 2020), polished; no row is worse than rounded to nearest.
 
     rows: (groups, rows, k). hessian: (groups, k, k). start: codes to begin with, else GPTQ's; `quantease` polishes them
     first. With the same steps that is 0.4 to 23 % better than the paper's start at the fractions of w / scale.
@@ -35,8 +35,8 @@ def adaround(rows: Tensor, hessian: Tensor, grid: Grid, *, steps: int = STEPS, s
     annealed from 20 to 2 after a warm-up of 20 %. Other than there, the loss is not sampled: (q - w) H (q - w)ᵀ is the
     squared output error over all calibration inputs at once and 2 (q - w) H its gradient, so the result is
     deterministic and a step costs rows * k², however many inputs there were. Each row's loss is taken relative to that
-    of nearest rounding, per weight, which makes one lambda fit all layers. Last come the sweeps of `quantease`, and
-    each row keeps the best of nearest, the start and what was learned.
+    of nearest rounding, per weight, which makes one lambda fit all layers. The Hessian is
+    `damped`. Last come the sweeps of `quantease`, and each row keeps what was learned only where that beats the start.
 
     Raises InputError where shapes disagree, a number is not finite or there are no steps.
     """
@@ -50,9 +50,13 @@ def adaround(rows: Tensor, hessian: Tensor, grid: Grid, *, steps: int = STEPS, s
     learned = start.clone()
     scales = grid.expand(rows.shape[2])[:, :, live].double()
     choice = _choice(rows[:, :, live].double() / scales, start[:, :, live], grid.largest)
-    gain = _gain(choice.target - nearest[:, :, live], scales, hessian[:, live][:, :, live])
+    noisy = damped(hessian)
+    gain = _gain(choice.target - nearest[:, :, live], scales, noisy[:, live][:, :, live])
     learned[:, :, live] = grid.stored(choice.base + _learn(choice, *gain, steps))
-    return _best_per_row(rows, hessian, grid, [nearest, start, quantease(rows, hessian, grid, start=learned)])
+    polished = quantease(rows, hessian, grid, start=learned)
+    # First by what was minimized; what that did to the error itself must still be better than nothing.
+    best = _better_per_row(rows, noisy, grid, start, polished)
+    return _better_per_row(rows, hessian, grid, nearest, best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +79,7 @@ def _gain(nearest_errors: Tensor, scales: Tensor, hessian: Tensor) -> tuple[Tens
 
     A row that nearest rounding hits exactly keeps factors that are at most 1.
     """
-    metric = hessian.double()
-    metric = metric / metric.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=SMALLEST)[:, None, None]
+    metric = hessian / hessian.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=SMALLEST)[:, None, None]
     relative = scales / scales.amax(dim=2, keepdim=True)
     errors = nearest_errors * relative
     loss = ((errors @ metric) * errors).mean(dim=2, keepdim=True)
@@ -112,8 +115,7 @@ def _pull(h: Tensor, progress: float) -> Tensor:
     return 2 * beta * z.abs().clamp_(min=0.02).pow_(beta - 1).mul_(z.sign())
 
 
-def _best_per_row(rows: Tensor, hessian: Tensor, grid: Grid, candidates: list[Tensor]) -> Tensor:
-    """Of several codes the one with the least error, row by row; the first wins a tie."""
-    errors = torch.stack([reconstruction_error(rows, grid.values(codes), hessian) for codes in candidates])
-    chosen = errors.argmin(dim=0)[None, :, :, None].expand(1, *rows.shape)
-    return torch.stack(candidates).gather(0, chosen)[0]
+def _better_per_row(rows: Tensor, hessian: Tensor, grid: Grid, first: Tensor, second: Tensor) -> Tensor:
+    """The second codes in the rows where their error is less, else the first."""
+    errors = [reconstruction_error(rows, grid.values(codes), hessian) for codes in (first, second)]
+    return torch.where((errors[1] < errors[0])[:, :, None], second, first)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from haq.errors import InputError
 from haq.nn.ptq.gptq import COLUMNS, gptq
-from haq.nn.ptq.grid import Grid, check_layer, live_columns
+from haq.nn.ptq.grid import Grid, check_layer, damped, live_columns
 
 SWEEPS = 20
 """More than enough: from GPTQ's codes the layers of experiments/accuracy/reconstruction need 4 to about 15."""
@@ -21,7 +21,7 @@ def quantease(
 
     rows: (groups, rows, k). hessian: (groups, k, k). start: codes to begin with, else those of `gptq`. Each step is
     exact: code j becomes the nearest to q_j - g_j / (H_jj scale_j), g the gradient (q - w) H (algorithm 1 there), so
-    the error never grows. A sweep costs about what GPTQ costs without its factorization.
+    the error with the `damped` Hessian never grows. A sweep costs about what GPTQ costs without its factorization.
 
     Raises InputError where shapes disagree or a number is not finite.
     """
@@ -34,7 +34,7 @@ def quantease(
     weight, scales, current = (
         x[:, :, live].double().mT.contiguous() for x in (rows, grid.expand(rows.shape[2]), codes)
     )
-    metric = hessian.double()[:, live][:, :, live]
+    metric = damped(hessian)[:, live][:, :, live]
     for _ in range(sweeps):
         if not _sweep(weight, scales, metric, current, grid.largest):
             break

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from haq.errors import InputError
-from haq.nn.ptq.grid import Grid, check_layer, live_columns
+from haq.nn.ptq.grid import DAMPING, Grid, check_layer, live_columns
 
 COLUMNS = 128
 """Columns whose corrections are made one by one; those to all later columns are one matrix product per 128."""
 
 
 @torch.no_grad()
-def gptq(rows: Tensor, hessian: Tensor, grid: Grid, *, damping: float = 0.01, act_order: bool = True) -> Tensor:
+def gptq(rows: Tensor, hessian: Tensor, grid: Grid, *, damping: float = DAMPING, act_order: bool = True) -> Tensor:
     """The codes that GPTQ rounds a layer to (Frantar et al. 2022), with the grid fixed beforehand.
 
     rows: (groups, rows, k). hessian: (groups, k, k), the mean of x xᵀ. damping: what is added to the Hessian's

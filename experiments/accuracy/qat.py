@@ -17,14 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.finetuning import finetune
+from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.spacefile import load_space
 from haq.tracecache import workload_of
 
-EPOCHS = {"solar_efficientnet_lite0": 4, "reviews_minilm": 2}
+EPOCHS = {"solar_efficientnet_lite0": 4, "reviews_minilm": 1}
 RESULTS = Path(__file__).parent / "qat.csv"
 COLUMNS = ["space", "precision", "split", "samples", "drop_before", "drop_before_low", "drop_before_high"]
 COLUMNS += ["accuracy", "drop_points", "drop_low", "drop_high", "epochs", "epoch_kept", "steps", "learning_rate"]
@@ -88,7 +86,7 @@ def _read() -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    let_waiting_threads_sleep()
+    os.environ["OMP_NUM_THREADS"] = "2"
+    let_waiting_threads_sleep()  # before torch is loaded
     keep_freed_memory()
-    torch.set_num_threads(2)
     main(sys.argv[1:] or list(EPOCHS))

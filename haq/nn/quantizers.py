@@ -70,9 +70,8 @@ class ActivationQuantizer:
         Multiplies by the rounded 1/scale, as torch.fake_quantize_per_tensor_affine does. That fused kernel is not used:
         on a CPU it is about eight times slower than these four vectorized passes, and it maps +inf to the lowest code.
         """
-        if x.is_cuda or torch.is_grad_enabled() or x.numel() <= BLOCK:
-            return self._round(torch.mul(x, self._inverse))
-        flat = in_memory_order(x)
+        whole = x.is_cuda or x.numel() <= BLOCK or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        flat = None if whole else in_memory_order(x)
         if flat is None:
             return self._round(torch.mul(x, self._inverse))
         rounded = torch.empty_like(x)  # in the order of x
@@ -87,7 +86,8 @@ class ActivationQuantizer:
 
         Fresh memory costs a CPU more than rounding does: above 32 MB the system maps and clears it for each tensor.
         """
-        flat = None if torch.is_grad_enabled() else in_memory_order(x)
+        copies = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        flat = None if copies else in_memory_order(x)
         if flat is None:
             return self(x)
         for part in (flat,) if x.is_cuda else _blocks(flat):
@@ -100,11 +100,12 @@ class ActivationQuantizer:
 
     @cached_property
     def _inverse(self) -> Tensor:
-        return _number(np.float32(1) / np.float32(self.scale))
+        with torch.inference_mode(False):
+            return _number(self.scale).reciprocal()
 
     @cached_property
     def _scale(self) -> Tensor:
-        return _number(np.float32(self.scale))
+        return _number(self.scale)
 
     @cached_property
     def _steps(self) -> tuple[float, float]:
@@ -150,7 +151,7 @@ def _blocks(flat: Tensor) -> tuple[Tensor, ...]:
     return (flat,) if flat.numel() <= size else torch.split(flat, size)
 
 
-def _number(value: np.float32) -> Tensor:
+def _number(value: float) -> Tensor:
     """A tensor of one number, which torch multiplies with in a third of the time that a Python float takes."""
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=torch.float32, device="cpu")

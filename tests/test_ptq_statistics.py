@@ -57,7 +57,7 @@ def test_a_one_dimensional_convolution_is_unfolded_along_its_one_axis() -> None:
 def test_many_positions_are_sampled_without_bias_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, x = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)).eval(), seeded(4, 2, 40, 40)
     whole = of(conv, x)["0.weight"]
-    monkeypatch.setattr(statistics, "ROWS", 2000)
+    monkeypatch.setattr(statistics, "LEAST_ROWS", 2000)
     first, again = (of(conv, x)["0.weight"] for _ in range(2))
     assert first.rows == 2000
     assert torch.equal(first.moments, again.moments)

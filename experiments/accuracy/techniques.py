@@ -6,8 +6,8 @@ Writes experiments/accuracy/techniques.csv; rows of spaces that are not named st
 split (quantizers are fitted on calibration); the validation split is not looked at here. W4A8 is int4/int8 in every
 convolution, linear layer and attention product (whose operands are int8), W8A8 int8/int8; embeddings, where there are
 any, are int8. `alone` adds one technique to rounding to nearest within the largest magnitude; `stack` changes one thing
-about the default stack. seconds and cpu_seconds: to quantize the whole network with an empty cache, inputs measured
-included; memory_mb: by how much that raised the process's peak. One thread.
+about the default stack. seconds and cpu_seconds: to quantize the whole calibrated network with an empty cache, inputs
+measured included; memory_mb: by how much that raised the process's peak. One thread.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from haq.accuracy import compare
 from haq.nn.bundle import load_bundle
+from haq.nn.calibrate import calibrate
 from haq.nn.fold import fold_batch_norm
 from haq.nn.metrics import all_scores
-from haq.nn.prepare import Quantization, quantizable
+from haq.nn.ptq.structure import restructured
+from haq.nn.simulate import Simulator
 from haq.nn.task import ClassificationTask
 from haq.nn.trace import trace
 from haq.precision import Assignment, Precision
@@ -39,16 +41,21 @@ SPACES = ("mnist_resnet18", "mnist_mobilenet_v3_small", "reviews_minilm", "solar
 RESULTS = Path(__file__).parent / "techniques.csv"
 COLUMNS = ["space", "bits", "case", "technique", "stack", "observer", "samples", "accuracy", "drop_points"]
 COLUMNS += ["drop_low", "drop_high", "agreement", "kl_nats", "loss", "seconds", "cpu_seconds", "memory_mb"]
-ALONE = ("mse", "output_mse", "hqq", "gptq", "quantease", "adaround", "bias_correction", "bn_reestimation", "cle")
-ALONE += ("smoothquant", "group_64", "per_token")
-FOUR_BITS_ONLY = frozenset({"gptq", "quantease", "adaround", "group_64"})
+ALONE = {
+    8: ("mse", "output_mse", "bias_correction", "bn_reestimation", "cle", "smoothquant", "per_token"),
+    4: ("mse", "output_mse", "hqq", "gptq", "quantease", "bias_correction", "bn_reestimation", "cle", "smoothquant",
+        "group_64", "per_token"),
+}  # fmt: skip
 SWAPS = {
-    "output_mse": ("minmax", "mse", "hqq"),
-    "gptq": ("", "quantease", "adaround"),
-    "bn_reestimation": ("", "bias_correction"),
+    8: {"output_mse": ("mse",), "bn_reestimation": ("", "bias_correction")},
+    4: {
+        "output_mse": ("minmax", "mse", "hqq"),
+        "gptq": ("", "quantease", "adaround"),
+        "bn_reestimation": ("", "bias_correction"),
+    },
 }
-ADDED = ("cle", "smoothquant", "group_64", "per_token")
-OBSERVERS = ("minmax", "percentile", "entropy")
+ADDED = {8: (), 4: ("cle", "smoothquant", "group_64", "per_token")}
+OBSERVERS = {8: ("minmax", "percentile", "entropy"), 4: ()}
 
 
 @dataclass(frozen=True)
@@ -62,21 +69,17 @@ class Case:
 
 
 def cases(bits: int) -> Iterator[Case]:
-    four = bits == 4
     yield Case("alone", "none", Stack.of(["bn_fold"]))
-    for name in ALONE:
-        if four or name not in FOUR_BITS_ONLY:
-            yield Case("alone", name, Stack.of(["bn_fold", name]))
+    for name in ALONE[bits]:
+        yield Case("alone", name, Stack.of(["bn_fold", name]))
     yield Case("stack", "default", Stack())
-    for old, others in SWAPS.items():
+    for old, others in SWAPS[bits].items():
         for new in others:
-            if four or (old not in FOUR_BITS_ONLY):
-                names = [new if name == old else name for name in DEFAULT_STACK]
-                yield Case("stack", f"{old} -> {new or 'none'}", Stack.of([name for name in names if name]))
-    for name in ADDED:
-        if four or name not in FOUR_BITS_ONLY:
-            yield Case("stack", f"+ {name}", Stack.of([*DEFAULT_STACK, name]))
-    for observer in OBSERVERS:
+            names = [new if name == old else name for name in DEFAULT_STACK]
+            yield Case("stack", f"{old} -> {new or 'none'}", Stack.of([name for name in names if name]))
+    for name in ADDED[bits]:
+        yield Case("stack", f"+ {name}", Stack.of([*DEFAULT_STACK, name]))
+    for observer in OBSERVERS[bits]:
         yield Case("stack", f"observer {observer}", Stack(), observer)
 
 
@@ -99,10 +102,14 @@ def measure(space: str) -> Iterator[dict[str, str]]:
     workload = trace(model, bundle.example, name=space)
     batches = tuple(task.calibration())
     exact = task.outputs(model, "search")
+    plain = calibrate(model, workload, batches)
     for bits in (8, 4):
         for case in cases(bits):
+            changed = restructured(model, workload, case.stack, batches)
+            calibration = plain if changed is model else calibrate(changed, workload, batches)
+            calibration = replace(calibration, stack=case.stack, observer=case.observer)
             before, start, cpu = _reset_peak(), time.perf_counter(), time.process_time()
-            simulator = quantizable(model, workload, batches, Quantization(case.stack, case.observer))
+            simulator = Simulator(changed, workload, calibration, in_place=True)
             built = simulator.build(assignment(workload, bits, case.stack))
             spent = time.perf_counter() - start, time.process_time() - cpu, _peak_mb() - before
             outputs = task.outputs(built, "search")

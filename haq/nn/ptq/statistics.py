@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from haq.nn.instrument import instrument_ops, shared_copy
 from haq.nn.task import Inputs, forward
 from haq.workload import LayerSpec, Workload
 
-ROWS = 2**15
-"""Input vectors (pixels, tokens) that are kept per layer and group: seven times the widest input of a ResNet."""
+ROWS, LEAST_ROWS, ROWS_PER_INPUT = 2**15, 2**12, 64
+"""Input vectors (pixels, tokens) that are kept per layer and group: 64 for each of its k inputs, at least 4,096 and at
+most 32,768, which is seven times the widest input of a ResNet."""
 BUDGET_BYTES = 256_000_000
 """Second moments held at once; more layers than fit are measured in several passes over the data."""
 SAMPLE_SEED = 0
@@ -53,18 +55,18 @@ def input_statistics(
     """Weight key -> statistics of the inputs it is multiplied with, over all layers that share it.
 
     model: folded FP32, in eval mode. Layers that are not `measurable`, or that convolve with circular or reflected
-    borders, have none. At most ROWS input vectors of a layer are kept, the same ones each time.
+    borders, have none. Of many input vectors some are drawn, the same ones each time.
     """
     found: dict[str, InputStatistics] = {}
     wanted = [layer for layer in layers if measurable(layer)]
     for part in _parts(wanted):
         names = {layer.weight.key for layer in part if layer.weight}
-        probe = _Moments(model, [layer for layer in workload.layers if layer.weight and layer.weight.key in names])
+        shared = [layer for layer in workload.layers if layer.weight and layer.weight.key in names]
+        probe = _Moments(model, shared, len(batches))
         observed = shared_copy(model)
         instrument_ops(observed, workload, probe, probe.layers)
         with torch.inference_mode():
             for inputs in batches:
-                probe.rows_each = max(1, ROWS // len(batches))
                 forward(observed, inputs)
         found |= probe.result()
     return found
@@ -88,13 +90,13 @@ def _parts(layers: Sequence[LayerSpec]) -> list[list[LayerSpec]]:
 class _Moments:
     """The probe that sums x xᵀ and x. It changes as the model runs."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], batches: int) -> None:
         modules = dict(model.named_modules())
         self._layers = {layer.name: layer for layer in layers}
         self._modules = {name: modules.get(layer.module) for name, layer in self._layers.items()}
         self._sums: dict[str, tuple[Tensor, Tensor, int]] = {}
         self._generator = torch.Generator().manual_seed(SAMPLE_SEED)
-        self.rows_each = ROWS
+        self._batches = batches
 
     @property
     def layers(self) -> Collection[str]:
@@ -129,7 +131,7 @@ class _Moments:
         x = x.detach().float()
         if spec.kind == "linear":
             rows = x.reshape(-1, x.shape[-1])
-            return rows[self._drawn(len(rows), x.device)].unsqueeze(0) if rows.shape[1] == k else None
+            return rows[self._drawn(len(rows), k, x.device)].unsqueeze(0) if rows.shape[1] == k else None
         module = self._modules[spec.name]
         if not isinstance(module, nn.Conv1d | nn.Conv2d) or module.padding_mode != "zeros":
             return None
@@ -147,7 +149,8 @@ class _Moments:
             (size - step * (width - 1) - 1) // pace + 1
             for size, step, width, pace in zip(x.shape[2:], dilation, kernel, stride, strict=True)
         )
-        drawn = self._drawn(len(x) * heights * widths, x.device)
+        k = math.prod(kernel) * x.shape[1] // groups
+        drawn = self._drawn(len(x) * heights * widths, k, x.device)
         image = drawn // (heights * widths)
         tops = (drawn // widths % heights * stride[0])[:, None] + torch.arange(kernel[0], device=x.device) * dilation[0]
         lefts = (drawn % widths * stride[1])[:, None] + torch.arange(kernel[1], device=x.device) * dilation[1]
@@ -155,8 +158,9 @@ class _Moments:
         by_channel = patches.permute(0, 3, 1, 2).reshape(len(drawn), groups, -1)
         return by_channel.transpose(0, 1)
 
-    def _drawn(self, count: int, device: torch.device) -> Tensor:
-        """Which of `count` vectors are kept: all, or as many as a batch may give, without repetition."""
-        if count <= self.rows_each:
+    def _drawn(self, count: int, k: int, device: torch.device) -> Tensor:
+        """Which of a batch's `count` vectors of k inputs are kept: all, or its share of them, without repetition."""
+        share = -(-min(ROWS, max(LEAST_ROWS, ROWS_PER_INPUT * k)) // self._batches)
+        if count <= share:
             return torch.arange(count, device=device)
-        return torch.randperm(count, generator=self._generator)[: self.rows_each].to(device)
+        return torch.randperm(count, generator=self._generator)[:share].to(device)

@@ -6,16 +6,12 @@ Writes experiments/accuracy/goals.csv; rows of spaces that are not named stay. N
 stack is haq's default, and `mixed` is W4A8 with the layers widened to int8/int8 that gain most KL divergence per byte
 on the calibration data, as long as the model stays FLOOR smaller than FP32. W4A8 is int4/int8 in every convolution and
 linear layer (attention products and embeddings int8). `nearest` rounds within the largest magnitude, without a stack.
-seconds: to calibrate and quantize the whole network with an empty cache. memory_mb: by how much the process's anonymous
-memory grew over calibration and ten random mixtures of int4 and int8 out of a cache on disk; fp32_mb: the model. One
-thread.
+seconds: to calibrate and quantize the whole network with an empty cache (W8A8: to quantize it only). One thread.
 """
 
 from __future__ import annotations
 
 import csv
-import random
-import re
 import sys
 import tempfile
 import time
@@ -44,7 +40,7 @@ SPACES = ("mnist_resnet18", "mnist_mobilenet_v3_small", "reviews_minilm", "solar
 FLOOR = 0.81
 RESULTS = Path(__file__).parent / "goals.csv"
 COLUMNS = ["space", "config", "split", "samples", "smaller_percent", "accuracy", "drop_points", "drop_low", "drop_high"]
-COLUMNS += ["agreement", "kl_nats", "seconds", "memory_mb", "fp32_mb"]
+COLUMNS += ["agreement", "kl_nats", "seconds"]
 W4A8, W8A8 = Precision.parse("int4/int8"), Precision.parse("int8/int8")
 
 
@@ -93,21 +89,13 @@ def measure(space: str) -> Iterator[dict[str, str]]:
     net = subject(space)
     batches = tuple(net.task.calibration())
     with tempfile.TemporaryDirectory() as folder:
-        before, start = _anonymous_mb(), time.perf_counter()
+        start = time.perf_counter()
         simulator = quantizable(net.model, net.workload, batches, Quantization(folder=Path(folder)))
         simulator.build(uniform(net.workload, W4A8))
         seconds = {"W4A8": time.perf_counter() - start}
         start = time.perf_counter()
         simulator.build(uniform(net.workload, W8A8))
         seconds["W8A8"] = time.perf_counter() - start
-        generator = random.Random(0)
-        for _ in range(10):
-            picked = {n: W8A8 if p == W8A8 else generator.choice([W4A8, W8A8])
-                      for n, p in uniform(net.workload, W4A8).entries}  # fmt: skip
-            candidate = simulator.build(Assignment.of(picked))
-            with torch.inference_mode():
-                forward(candidate, batches[0])
-        memory = _anonymous_mb() - before
         nearest = quantizable(net.model, net.workload, batches, Quantization(Stack.of(["bn_fold"])))
         models = {
             "W8A8": (simulator, uniform(net.workload, W8A8)),
@@ -125,8 +113,7 @@ def measure(space: str) -> Iterator[dict[str, str]]:
                 values = [space, config, split, str(m.samples), f"{100 * _smaller(net.workload, executed):.1f}"]
                 numbers = (m.accuracy, m.drop_points, m.drop_interval.low, m.drop_interval.high)
                 values += [f"{n:.4f}" for n in (*numbers, scores["agreement"].mean())] + [f"{scores['kl'].mean():.6f}"]
-                values += [f"{seconds[config]:.1f}" if config in seconds else "", f"{memory:.0f}"]
-                values += [f"{fp32_size_bytes(net.workload) / 1e6:.1f}"]
+                values += [f"{seconds[config]:.1f}" if config in seconds else ""]
                 print(*values, sep="\t", flush=True)
                 yield dict(zip(COLUMNS, values, strict=True))
 
@@ -143,12 +130,6 @@ def _divergence(net: Subject, model: nn.Module) -> float:
             for m in (net.model, model)
         )
     return float(nn.functional.kl_div(found, exact, log_target=True, reduction="batchmean"))
-
-
-def _anonymous_mb() -> float:
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024 / 1e6
 
 
 def main(spaces: list[str]) -> None:

@@ -5,7 +5,8 @@
 Writes experiments/accuracy/goals.csv; rows of spaces that are not named stay. Nothing is chosen on validation: the
 stack is haq's default, and `mixed` is W4A8 with the layers widened to int8/int8 that gain most KL divergence per byte
 on the calibration data, as long as the model stays FLOOR smaller than FP32. W4A8 is int4/int8 in every convolution and
-linear layer (attention products and embeddings int8). `nearest` rounds within the largest magnitude, without a stack.
+linear layer (attention products and embeddings int8); `per token`: linear layers of transformers take their activation
+scales at run time. `nearest` rounds within the largest magnitude, without a stack.
 seconds: to calibrate and quantize the whole network with an empty cache (W8A8: to quantize it only). One thread.
 """
 
@@ -32,6 +33,7 @@ from haq.nn.simulate import Simulator
 from haq.nn.task import ClassificationTask, forward, logits_of
 from haq.nn.trace import trace
 from haq.precision import Assignment, Precision
+from haq.scaling import Scaling
 from haq.spacefile import load_space
 from haq.techniques import Stack
 from haq.workload import Workload
@@ -103,6 +105,14 @@ def measure(space: str) -> Iterator[dict[str, str]]:
             "mixed": (simulator, mixed(net, simulator)),
             "W4A8 nearest": (nearest, uniform(net.workload, W4A8)),
         }
+        if any(layer.kind == "matmul" for layer in net.workload.layers):
+            tokens = Scaling(per_token=True)
+            for config in ("W8A8", "W4A8"):
+                static = models[config][1]
+                dynamic = {
+                    layer.name: tokens.asked(layer, static.precision(layer.name)) for layer in net.workload.layers
+                }
+                models[f"{config} per token"] = (simulator, Assignment.of(dynamic))
         for split in ("search", "validation"):
             exact = net.task.outputs(net.model, split)
             reference = all_scores(exact, exact)

@@ -47,7 +47,7 @@ LAYERS = {
         "bert.encoder.layer.2.intermediate.dense",
         "bert.encoder.layer.5.attention.output.dense",
     ),
-    "solar_efficientnet_lite0": ("_blocks.9._depthwise_conv", "_blocks.6._expand_conv", "_blocks.12._project_conv"),
+    "solar_efficientnet_lite0": ("_blocks.6._expand_conv", "_blocks.12._project_conv", "_blocks.11._depthwise_conv"),
 }
 RESULTS = Path(__file__).parent / "reconstruction.csv"
 COLUMNS = ["space", "layer", "shape", "groups", "technique", "implementation", "version", "settings"]

@@ -165,7 +165,9 @@ def aimet_adaround(iterations: int) -> Callable[[Layer], Tensor]:
         quantized.param_quantizers["weight"] = quantizer
         wrapper = AdaroundWrapper(quantized)
         wrapper.clip_min = -7  # code -8 is not on the grid of the others
-        torch.testing.assert_close(wrapper.broadcasted_delta, layer.scales.expand_as(layer.module.weight))
+        # The quantizer itself keeps scales above a least one, which nearly dead channels fall below.
+        wrapper.broadcasted_delta = layer.scales.expand_as(layer.module.weight)
+        wrapper.alpha = wrapper._generate_alpha_parameter(layer.module.weight.detach(), wrapper.broadcasted_delta)
         assert not bool(wrapper.broadcasted_offset.any())
         data = [((batch,), {}) for batch in layer.inputs.split(BATCH) if len(batch) == BATCH]
         # The package's defaults; the number of iterations is its default for fewer than 8 bits.

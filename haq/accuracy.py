@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.errors import InputError
+from haq.quality import AGREEMENT, KL, WORST_CLASS, Direction, QualityReport
 
 Scores = NDArray[np.float64]
 """(n,) one score per sample in a fixed order, in [0, 1] for accuracies (1.0: right)."""
@@ -26,12 +27,35 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a measure read of one model on one split. scores: of the metric that drives the search.
+
+    metric: its name, where the user's function gave it one. is_continuous: zeros and ones among the scores are no
+    counts of right and wrong, as in a KL divergence that is 0 throughout.
+    """
+
+    scores: Scores | float
+    report: QualityReport | None = None
+    metric: str | None = None
+    is_continuous: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement without a result, such as a loss over infinite logits. samples: how many were spent on it."""
+
+    reason: str
+    samples: int
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Measured accuracy of one model on one split.
 
-    accuracy: fraction. drop_points: 100 x (FP32 - this), on the same samples. The intervals are absent when the user's
-    function returns one number: unknown is not zero.
+    accuracy: a fraction, or the value of whatever other metric drives the search; metric: its name, where the user's
+    function gave one. drop_points: 100 x (FP32 - this), or 100 x (this - FP32) where it is minimized, on the same
+    samples. The intervals are absent when the user's function returns one number: unknown is not zero.
     """
 
     split: str
@@ -40,9 +64,25 @@ class Measurement:
     drop_points: float
     accuracy_interval: Interval | None = None
     drop_interval: Interval | None = None
+    metric: str | None = None
+    quality: QualityReport | None = None
+
+    def figures(self) -> dict[str, float]:
+        """What limits on a measurement are judged on; what is unknown is absent."""
+        known: dict[str, float | None] = {"drop_points": self.drop_points}
+        if self.quality is not None:
+            agreement = self.quality.value(AGREEMENT)
+            known |= {
+                "class_drop_points": self.quality.value(WORST_CLASS),
+                "kl_nats": self.quality.value(KL),
+                # A limit is an upper one, so agreement is limited by what it lacks.
+                "disagreement": None if agreement is None else 1 - agreement,
+            }
+        return {name: value for name, value in known.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        raw = {key: value for key, value in asdict(self).items() if value is not None and key != "quality"}
+        return raw if self.quality is None else {**raw, "quality": self.quality.to_json()}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Measurement:
@@ -50,13 +90,15 @@ class Measurement:
         for key in ("accuracy_interval", "drop_interval"):
             if key in known:
                 known[key] = Interval(**known[key])
+        if "quality" in known:
+            known["quality"] = QualityReport.from_json(known["quality"])
         return cls(**known)
 
 
-def mean_interval(scores: Scores) -> Interval:
+def mean_interval(scores: Scores, *, is_continuous: bool = False) -> Interval:
     """Wilson's score interval of the mean of 0/1 scores (Wilson 1927), the normal interval of any other scores."""
     n, mean = len(scores), float(np.mean(scores))
-    if not np.isin(scores, (0.0, 1.0)).all():
+    if is_continuous or not np.isin(scores, (0.0, 1.0)).all():
         half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
         return Interval(mean - half, mean + half)
     shrink = 1 / (1 + Z95**2 / n)
@@ -65,7 +107,7 @@ def mean_interval(scores: Scores) -> Interval:
     return Interval(centre - half, centre + half)
 
 
-def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
+def paired_drop_interval(reference: Scores, scores: Scores, *, is_continuous: bool = False) -> Interval:
     """The interval, in points, of 100 x mean(reference - scores) over the same samples.
 
     0/1 scores: Wald on the discordant pairs with 1/2 added to each cell (Agresti and Min, Stat. Med. 24, 2005), which
@@ -73,7 +115,7 @@ def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
     """
     difference = reference - scores
     n = len(difference)
-    if not np.isin(np.concatenate([reference, scores]), (0.0, 1.0)).all():
+    if is_continuous or not np.isin(np.concatenate([reference, scores]), (0.0, 1.0)).all():
         half = Z95 * float(np.std(difference, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
         mean = float(np.mean(difference))
         return Interval(100 * (mean - half), 100 * (mean + half))
@@ -83,8 +125,18 @@ def paired_drop_interval(reference: Scores, scores: Scores) -> Interval:
     return Interval(100 * float(mean - half), 100 * float(mean + half))
 
 
-def compare(reference: Scores | float, result: Scores | float, split: str) -> Measurement:
+def compare(
+    reference: Scores | float,
+    result: Scores | float,
+    split: str,
+    direction: Direction = "maximize",
+    *,
+    is_continuous: bool = False,
+) -> Measurement:
     """The measurement of `result` against the FP32 `reference`; both per-sample arrays or both single numbers.
+
+    direction: which way the metric is better; a drop is positive where the result is worse. is_continuous: as
+    in Reading.
 
     Raises InputError on non-finite values, on no samples and on a shape that differs from the reference's.
     """
@@ -110,14 +162,14 @@ def compare(reference: Scores | float, result: Scores | float, split: str) -> Me
                 got=result.shape,
                 expected=str(reference.shape),
             )
-        accuracy = float(np.mean(result))
+        better, worse = (reference, result) if direction == "maximize" else (result, reference)
         return Measurement(
             split,
             len(result),
-            accuracy,
-            100 * (float(np.mean(reference)) - accuracy),
-            mean_interval(result),
-            paired_drop_interval(reference, result),
+            float(np.mean(result)),
+            100 * (float(np.mean(better)) - float(np.mean(worse))),
+            _known(mean_interval(result, is_continuous=is_continuous)),
+            _known(paired_drop_interval(better, worse, is_continuous=is_continuous)),
         )
     if isinstance(reference, np.ndarray) or isinstance(result, np.ndarray):
         raise InputError(
@@ -125,4 +177,10 @@ def compare(reference: Scores | float, result: Scores | float, split: str) -> Me
             where=f"split {split!r}",
             expected="always the same kind",
         )
-    return Measurement(split, 1, float(result), 100 * (float(reference) - float(result)))
+    lost = float(reference) - float(result) if direction == "maximize" else float(result) - float(reference)
+    return Measurement(split, 1, float(result), 100 * lost)
+
+
+def _known(interval: Interval) -> Interval | None:
+    """The interval, unless nothing is known about it, as of a single score that is neither 0 nor 1."""
+    return interval if math.isfinite(interval.low) and math.isfinite(interval.high) else None

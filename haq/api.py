@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ from haq.hardware.size import fp32_size_bytes
 from haq.hardware.table import cost_table
 from haq.pricing import Estimate, price
 from haq.regret import RegretMatrix, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
-from haq.resources import shipped_names
+from haq.resources import cache_dir, shipped_names
 from haq.rundir import RUN_FILE, Run, read_run
+from haq.scaling import PLAIN, Scaling
 from haq.space import Rule, build_space
 from haq.spacefile import FOLDER, load_space
 from haq.spec import Scope, Spec, spec_from
+from haq.techniques import Stack
 from haq.tracecache import workload_of
 from haq.workload import Workload
 
@@ -31,20 +34,25 @@ if TYPE_CHECKING:  # names for annotations only; at run time they would load tor
 
     from haq.engine.events import Progress
     from haq.nn.bundle import Bundle
-    from haq.nn.finetune import EpochDone, Started
     from haq.nn.task import Inputs, Task
 
 
-def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1) -> Estimate:
-    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data."""
-    return price(workload_of(load_space(space)), target, bits, batch=batch)
+def estimate(space: str, target: str, *, bits: int = 8, batch: int = 1, scaling: Scaling = PLAIN) -> Estimate:
+    """The modelled cost of a space's network with every layer at one bit-width; no weights, no data.
+
+    scaling: `haq.scaling.Scaling(group=64, per_token=True)` asks for finer scales than one per channel and tensor.
+    """
+    return price(workload_of(load_space(space)), target, bits, batch=batch, scaling=scaling)
 
 
-def search_spec(spec: Spec, out: Path, progress: Progress, sources: Scope | None = None) -> Run:
+def search_spec(
+    spec: Spec, out: Path, progress: Progress, sources: Scope | None = None, metric: str | None = None
+) -> Run:
     """Run the search of a spec in the run directory `out`, or go on with it there; returns the run.
 
     sources: where space, model, weights and data are loaded from, when that is not what the spec says (a run that is
-    resumed elsewhere). Raises InputError on wrong input and InfeasibleError when limits cannot be met.
+    resumed elsewhere); metric: the same for code that the spec names as its metric. Raises InputError on wrong input
+    and InfeasibleError when limits cannot be met.
     """
     scope = sources if sources is not None else spec.scope
     space = load_space(scope.space)
@@ -52,20 +60,26 @@ def search_spec(spec: Spec, out: Path, progress: Progress, sources: Scope | None
         load_profile(target)  # a wrong name is said before a network is loaded
 
     from haq.nn.bundle import load_bundle
+    from haq.nn.user_metrics import load_metric
 
+    own = load_metric(metric or str(spec.accuracy.metric)) if spec.accuracy.is_metric_external else None
     bundle = load_bundle(space, weights=scope.weights, data=scope.data, model=scope.model)
     rules = tuple(Rule(rule.layers, rule.bits) for rule in space.rules)
-    return _run(bundle, spec, (rules, tuple(group.layers for group in space.groups)), out, progress)
+    shape = rules, tuple(group.layers for group in space.groups)
+    return _run(replace(bundle, metric=own), spec, shape, out, progress)
 
 
 def resume(directory: Path, given: Mapping[str, str], progress: Progress) -> Run:
     """Go on with the search in a run directory.
 
-    given: `space`, `model`, `weights` or `data` by path. Whatever the run took from outside must be given again: no
-    code and no file is loaded because a run directory, which people pass around, names it. Hashes are checked.
+    given: `space`, `model`, `metric`, `weights` or `data` by path. Whatever the run took from outside must be given
+    again: no code and no file is loaded because a run directory, which people pass around, names it. Hashes are
+    checked.
     """
     spec = spec_from(read_run(directory).info["spec"], where=f"{directory}/run.json")
-    return search_spec(spec, directory, progress, _sources(spec, directory, given, ("model", "weights", "data")))
+    parts = {key: value for key, value in given.items() if key != "metric"}
+    sources = _sources(spec, directory, parts, ("model", "weights", "data"))
+    return search_spec(spec, directory, progress, sources, _metric_again(spec, directory, given.get("metric")))
 
 
 def workload_of_run(run: Run, given: Mapping[str, str]) -> Workload:
@@ -105,7 +119,7 @@ def regret_of_run(run: Run, limits: Constraints, minimize: str, given: Mapping[s
         note = f"{differ}; its network was in memory, so prices are as it recorded them"
         return regret_matrix(choices, minimize, as_recorded(history), history), note
     batches = {target: about["batch"] for target, about in run.info["targets"].items()}
-    today = priced_now(workload_of_run(run, given), profiles, batches)
+    today = priced_now(workload_of_run(run, given), profiles, batches, Scaling.of(spec.accuracy.ptq))
     return regret_matrix(choices, minimize, today, history), f"{differ}; prices are today's"
 
 
@@ -156,6 +170,21 @@ def _sources(spec: Spec, directory: Path, given: Mapping[str, str], needed: Sequ
     return Scope.model_validate({**asked, **given})
 
 
+def _metric_again(spec: Spec, directory: Path, given: str | None) -> str | None:
+    """The user's metric of a run, which must be given again; None where the run has a metric of haq or of its task."""
+    if spec.accuracy.is_metric_external and given is None:
+        raise InputError(
+            "the run took its metric from outside haq", where=str(directory), got=spec.accuracy.metric,
+            expected="--metric again, so that no code is loaded because a run directory names it",
+        )  # fmt: skip
+    if given is not None and not spec.accuracy.is_metric_external:
+        raise InputError(
+            "the run has no metric of the user's", where=str(directory), got=given, expected="no --metric",
+            way_out="a different search needs another --out",
+        )  # fmt: skip
+    return given
+
+
 def search(
     model: nn.Module,
     *,
@@ -169,13 +198,16 @@ def search(
 ) -> Run:
     """Search a model that is in memory; returns the run, whose files are in `out`.
 
-    calibration: batches of inputs (tuples, or dicts of keywords). evaluate: returns one number, larger is better, or
-    one score per sample, which adds intervals; or a Task. validate: the same on data that the search never sees.
+    calibration: batches of inputs (tuples, or dicts of keywords). evaluate: returns one number, or one score per
+    sample, which adds intervals, or a mapping from names to these, of which the first drives the search and the others
+    are recorded; or a Task. Larger is better unless the spec says `{"accuracy": {"direction": "minimize"}}`; its
+    `accuracy.metric` names the entry that drives. validate: the same on data that the search never sees.
     spec: further sections of the search spec, such as `{"accuracy": {"max_drop_points": 1}, "search": {"trials": 32}}`.
     The model itself stays as it is.
     """
     from haq.engine.events import silent
     from haq.nn.prepare import bundle_in_memory
+    from haq.nn.user_metrics import load_metric
 
     bundle = bundle_in_memory(model, calibration, evaluate, validate)
     sections = {name: dict(table) for name, table in (spec or {}).items()}
@@ -183,43 +215,9 @@ def search(
     sections["scope"] = {"space": bundle.name, **sections.get("scope", {})}
     sections["hardware"] = {"targets": targets, **sections.get("hardware", {})}
     resolved = spec_from(sections, where="haq.search")
+    if resolved.accuracy.is_metric_external:
+        bundle = replace(bundle, metric=load_metric(str(resolved.accuracy.metric)))
     return _run(bundle, resolved, ((), ()), Path(out), progress or silent)
-
-
-def finetune(
-    config: Path,
-    out: Path,
-    given: Mapping[str, str],
-    options: Mapping[str, Any],
-    report: Callable[[Started | EpochDone], None],
-) -> dict[str, Any]:
-    """Train the quantized network of a config, write the result at `out` and its numbers beside it; returns it.
-
-    given: `space`, `model`, `weights`, `data`, `train_data`. Only a shipped space is loaded because the config names
-    it; whatever came from outside must be given again, and hashes are checked. options: of
-    `haq.nn.finetune.TuneOptions`.
-    Goes on from the checkpoint beside `out`, if there is one. Raises InputError on anything that does not fit.
-    """
-    from haq.nn.bundle import load_bundle
-    from haq.nn.finetune import TuneOptions, check_options
-    from haq.nn.train_data import training_batches
-    from haq.nn.tune_config import Files, finetune_config, readable_config
-
-    chosen, files = TuneOptions(**options), Files(config, out)
-    check_options(chosen)
-    raw = readable_config(files)
-    name = given.get("space", raw["model"].get("model"))
-    if "space" not in given and name not in shipped_names(FOLDER):
-        raise InputError(
-            "the config's network came from outside haq", where=str(config), got=name,
-            expected="--space (and --model, --weights, --data, --train-data) again",
-            way_out="nothing is loaded because a config names it",
-        )  # fmt: skip
-    space, paths = load_space(name), {key: Path(value) for key, value in given.items()}
-    # Cheap failures first: the data to train on are opened before a network is loaded.
-    batches = training_batches(space, paths.get("train_data"), paths.get("data"), paths.get("weights"))
-    bundle = load_bundle(space, weights=given.get("weights"), data=given.get("data"), model=given.get("model"))
-    return finetune_config(files, bundle, batches, chosen, report)
 
 
 def rewrite_outputs(run: Run) -> str:
@@ -230,7 +228,7 @@ def rewrite_outputs(run: Run) -> str:
 
     write_outputs(run)
     write_report(run)
-    return brief(spec_of(run))
+    return brief(spec_of(run), run.metric)
 
 
 def _run(
@@ -244,18 +242,24 @@ def _run(
     from haq.engine.loop import run_search
     from haq.engine.problem import Problem, SearchOptions
     from haq.engine.targets import profile_target
-    from haq.nn.prepare import prepare
+    from haq.nn.judge import choose_driver
+    from haq.nn.prepare import Quantization, prepare
     from haq.report.files import write_report
 
     accuracy, hardware, how = spec.accuracy, spec.hardware, spec.search
     profiles = {name: load_profile(name) for name in hardware.targets}
-    prepared = prepare(bundle, observer=accuracy.observer, samples=accuracy.samples, metric=accuracy.metric)
+    assert bundle.task is not None, "a bundle without a task cannot be searched"
+    driver = choose_driver(bundle.task, bundle.metric, accuracy.metric, accuracy.direction)
+    stack = Stack.of(accuracy.ptq)
+    quantization = Quantization(stack, accuracy.observer, cache_dir() / "ptq")
+    prepared = prepare(bundle, how=quantization, samples=accuracy.samples, driver=driver)
+    scaling = Scaling.of(stack.names)
     workload = prepared.workload
     problem = Problem(
         workload,
         build_space(workload, *shape, spec.scope.granularity, spec.scope.pins),
         tuple(
-            profile_target(workload, profile, spec.constraints(name), batch=hardware.batch)
+            profile_target(workload, profile, spec.constraints(name), batch=hardware.batch, scaling=scaling)
             for name, profile in profiles.items()
         ),
         prepared.measure,
@@ -263,6 +267,8 @@ def _run(
         spec=spec.to_json(),
         # A run whose profile was edited meanwhile would mix two cost models, so their content is part of its identity.
         provenance={**prepared.provenance, "profiles": {p.name: _content_hash(p) for p in profiles.values()}},
+        direction=driver.direction,
+        may_fail=driver.may_fail,
     )
     options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.storage)
     try:

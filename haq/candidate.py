@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from haq.accuracy import Measurement
+from haq.accuracy import Failure, Measurement
 from haq.precision import Assignment, Precision
 
 
@@ -36,7 +36,8 @@ class Fallback:
 class TargetResult:
     """One candidate on one target. costs: the figures of decision 11 by name, unknown ones absent.
 
-    measurement: on the search split; absent when the candidate was cheaply infeasible. violations: one sentence each.
+    measurement: on the search split; absent when the candidate was cheaply infeasible, or when measuring it gave no
+    result: then failure says why. violations: one sentence each, the failure's included.
     """
 
     target: str
@@ -45,6 +46,7 @@ class TargetResult:
     costs: Mapping[str, float]
     measurement: Measurement | None = None
     violations: tuple[str, ...] = ()
+    failure: Failure | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -64,6 +66,8 @@ class TargetResult:
             "costs": dict(self.costs),
             "violations": list(self.violations),
         }
+        if self.failure is not None:
+            raw["failure"] = asdict(self.failure)
         return raw if self.measurement is None else {**raw, "measurement": self.measurement.to_json()}
 
     @classmethod
@@ -75,6 +79,7 @@ class TargetResult:
             raw["costs"],
             Measurement.from_json(raw["measurement"]) if "measurement" in raw else None,
             tuple(raw["violations"]),
+            Failure(**raw["failure"]) if "failure" in raw else None,
         )
 
 

@@ -11,18 +11,22 @@ from haq.accuracy import Measurement
 from haq.errors import InputError
 from haq.front import Point
 from haq.precision import Assignment
+from haq.quality import WORST_CLASS
 from haq.textfile import write_text
 
 SCHEMA = "haq.config/v1"
+ONLY_MSE = ("bn_fold", "mse")
+"""What every run did before a spec could name techniques."""
 
 
 def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | None) -> dict[str, Any]:
     """The config as JSON data. run: the contents of `run.json`; validation: on the held-out split, if measured."""
     result, provenance = point.result, run["provenance"]
     assert result.measurement is not None, "only measured candidates become configs"
-    metrics: dict[str, Any] = {"accuracy": measured(result.measurement)}
+    about_metric = {key: provenance[key] for key in ("metric", "direction") if key in provenance}
+    metrics = {**_measured(result.measurement, about_metric)}
     if validation is not None:
-        metrics["accuracy_validation"] = measured(validation)
+        metrics |= {f"{name}_validation": entry for name, entry in _measured(validation, about_metric).items()}
     about = run["targets"].get(result.target, {})
     trust = {key: about[key] for key in ("confidence", "latency_spread") if key in about}
     for name, value in sorted(result.costs.items()):
@@ -34,6 +38,7 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
         "target": {"name": result.target, **about},
         "layers": result.executed.to_json(),
         "requested_bits": point.candidate.requested.to_json(),
+        "quantization": quantization(run["spec"]),
         "metrics": metrics,
         "fallbacks": [fallback.to_json() for fallback in result.fallbacks],
         "provenance": {
@@ -44,6 +49,12 @@ def config_json(point: Point, run: Mapping[str, Any], validation: Measurement | 
             "versions": run["versions"],
         },
     }
+
+
+def quantization(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run quantizes: the techniques and the observer of its spec. Runs of before techniques had neither key."""
+    accuracy = spec.get("accuracy", {})
+    return {"ptq": accuracy.get("ptq", list(ONLY_MSE)), "observer": accuracy.get("observer", "mse")}
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -80,5 +91,22 @@ def executed_assignment(config: Mapping[str, Any]) -> Assignment:
 
 
 def measured(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as one of a config's metrics."""
-    return {"value": measurement.accuracy, "kind": "measured", **measurement.to_json()}
+    """A measurement of accuracy as one of a config's metrics."""
+    entry: dict[str, Any] = _measured(measurement, {})["accuracy"]
+    return entry
+
+
+def _measured(measurement: Measurement, about: Mapping[str, str]) -> dict[str, Any]:
+    """Name -> what was measured: the metric that drives the search, under "accuracy", and all others with a value."""
+    raw = measurement.to_json()
+    report = raw.pop("quality", {"metrics": {}})
+    main = {"value": measurement.accuracy, "kind": "measured", "direction": "maximize", **about, **raw}
+    entries = {"accuracy": main}
+    for name, figure in report["metrics"].items():
+        if "value" in figure and name not in entries:
+            entries[name] = {"kind": "measured", "split": measurement.split, **figure}
+    if "classes" in report and WORST_CLASS in entries:
+        entries[WORST_CLASS]["classes"] = report["classes"]
+    if "not_finite_samples" in report:
+        main["not_finite_samples"] = report["not_finite_samples"]
+    return entries

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 LIMIT_OF = {
     "max_drop_points": "drop_points",
+    "max_class_drop_points": "class_drop_points",
+    "max_kl_nats": "kl_nats",
+    "max_disagreement": "disagreement",
     "max_latency_ms": "latency_ms",
     "max_latency_rise_ms": "latency_rise_ms",
     "max_size_bytes": "size_bytes",
@@ -15,8 +18,14 @@ LIMIT_OF = {
 }
 """Each limit and the figure that it bounds."""
 
+ON_MEASUREMENTS = frozenset({"max_drop_points", "max_class_drop_points", "max_kl_nats", "max_disagreement"})
+"""The limits on what must be measured; the others are on costs, which are known before."""
+
 _WORDS = {
     "drop_points": ("drop", "points", 1.0),
+    "class_drop_points": ("worst class's drop", "points", 1.0),
+    "kl_nats": ("KL divergence from FP32", "nats", 1.0),
+    "disagreement": ("disagreement with FP32", "of the samples", 1.0),
     "latency_ms": ("latency", "ms", 1.0),
     "latency_rise_ms": ("latency rise", "ms", 1.0),
     "size_bytes": ("size", "MB", 1e-6),
@@ -71,10 +80,14 @@ class Verdict:
 class Constraints:
     """Upper limits; one that is not set is None and never judged.
 
-    max_latency_rise_ms is over the legalized FP32 baseline of the same target.
+    max_latency_rise_ms is over the legalized FP32 baseline of the same target. max_class_drop_points: of the class that
+    lost most; max_disagreement: fraction of samples whose top-1 answer is not FP32's.
     """
 
     max_drop_points: float | None = None
+    max_class_drop_points: float | None = None
+    max_kl_nats: float | None = None
+    max_disagreement: float | None = None
     max_latency_ms: float | None = None
     max_latency_rise_ms: float | None = None
     max_size_bytes: float | None = None
@@ -92,7 +105,7 @@ class Constraints:
         """
         violations, unknown = [], []
         for limit, bound in self.set_limits().items():
-            if cheap and limit == "max_drop_points":
+            if cheap and limit in ON_MEASUREMENTS:
                 continue
             value = figures.get(LIMIT_OF[limit])
             if value is None:

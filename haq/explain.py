@@ -83,7 +83,7 @@ def explain(found: Estimate) -> tuple[LayerExplanation, ...]:
     total_ms = found.cost.latency_ms
     return tuple(
         LayerExplanation(case.now.kernel, case.now.kernel.latency_ms / total_ms, case.widths, reasons_of(case))
-        for case in cases(found.workload, found.executed, found.profile, batch=found.cost.batch)
+        for case in cases(found.workload, found.executed, found.profile, batch=found.cost.batch, scaling=found.scaling)
     )
 
 

@@ -84,7 +84,8 @@ def pick(candidates: Sequence[Candidate], target: str, limits: Constraints, mini
 
 
 def _figures(point: Point) -> dict[str, float]:
-    return {**point.result.costs, "drop_points": point.losses[2]}
+    assert point.result.measurement is not None, "only measured candidates are on a front"
+    return {**point.result.costs, **point.result.measurement.figures()}
 
 
 def _nearest(points: Sequence[Point], limits: Constraints) -> str:

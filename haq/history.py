@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from haq.accuracy import Measurement, Scores
+from haq.accuracy import Failure, Measurement, Scores
 from haq.candidate import Candidate
 from haq.errors import InputError
 
@@ -58,13 +58,20 @@ class Baseline:
 class History:
     """Everything that one run has found so far. validations: executed signature -> held-out measurement.
 
-    seconds: time spent measuring, over all records.
+    seconds: time spent measuring, over all records. unvalidated: signature -> why its held-out measurement failed.
     """
 
     baseline: Baseline | None = None
     candidates: tuple[Candidate, ...] = ()
     validations: Mapping[str, Measurement] | None = None
     seconds: float = 0.0
+    unvalidated: Mapping[str, Failure] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> dict[str, Failure]:
+        """Executed signature -> why measuring it on the search split gave no result."""
+        results = (result for candidate in self.candidates for result in candidate.results)
+        return {result.executed.signature: result.failure for result in results if result.failure is not None}
 
     @property
     def measured(self) -> dict[str, Measurement]:
@@ -106,8 +113,14 @@ def summarize(history: History) -> Summary:
     baseline = tuple(history.baseline.measurements.values()) if history.baseline else ()
     searched = [m for signature, m in history.measured.items() if not _is_baseline(history, signature)]
     validated = [m for signature, m in (history.validations or {}).items() if not _is_baseline(history, signature)]
-    every = [*baseline, *searched, *validated]
-    unmeasured = sum(all(r.measurement is None for r in c.results) for c in history.candidates)
+    every: list[Measurement | Failure] = [
+        *baseline,
+        *searched,
+        *validated,
+        *history.failed.values(),
+        *history.unvalidated.values(),
+    ]
+    unmeasured = sum(all(r.measurement is None and r.failure is None for r in c.results) for c in history.candidates)
     return Summary(len(history.candidates), unmeasured, len(every), sum(m.samples for m in every), history.seconds)
 
 
@@ -125,6 +138,7 @@ def read_history(path: Path) -> History:
     baseline: Baseline | None = None
     candidates: list[Candidate] = []
     validations: dict[str, Measurement] = {}
+    unvalidated: dict[str, Failure] = {}
     seconds = 0.0
     for raw in _records(path):
         seconds += raw.get("timing", {}).get("measure_s", 0.0)
@@ -132,9 +146,11 @@ def read_history(path: Path) -> History:
             baseline = Baseline.from_json(raw)
         elif raw["kind"] == "candidate":
             candidates.append(Candidate.from_json(raw))
+        elif raw["kind"] == "validation" and "failure" in raw:
+            unvalidated[raw["signature"]] = Failure(**raw["failure"])
         elif raw["kind"] == "validation":
             validations[raw["signature"]] = Measurement.from_json(raw["measurement"])
-    return History(baseline, tuple(candidates), validations, seconds)
+    return History(baseline, tuple(candidates), validations, seconds, unvalidated)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.work import FP32, Setting, Work, kernel_work
 from haq.precision import BIT_WIDTHS, Assignment, Precision
+from haq.scaling import PLAIN, Scaling
 from haq.workload import LayerSpec, Workload
 
 
@@ -78,9 +79,11 @@ class Case:
         return tuple(width for width in self.widths if width.bits <= widest)
 
 
-def cases(workload: Workload, executed: Assignment, profile: HardwareProfile, *, batch: int) -> tuple[Case, ...]:
-    """The case of every layer, in order; `executed` is legalized."""
-    neighbourhood = _Neighbourhood(*plan(workload, profile, batch), executed)
+def cases(
+    workload: Workload, executed: Assignment, profile: HardwareProfile, *, batch: int, scaling: Scaling = PLAIN
+) -> tuple[Case, ...]:
+    """The case of every layer, in order; `executed` is legalized. scaling: the scales that bit-widths ask for."""
+    neighbourhood = _Neighbourhood(*plan(workload, profile, batch), executed, scaling)
     return tuple(neighbourhood.case(layer) for layer in workload.layers)
 
 
@@ -96,8 +99,8 @@ class _Edge:
 class _Neighbourhood:
     """Prices single layers in other precisions; a class because the schedule's edges are sorted once for all layers."""
 
-    def __init__(self, kernels: tuple[Kernel, ...], setting: Setting, executed: Assignment) -> None:
-        self._kernels, self._setting, self._executed = kernels, setting, executed
+    def __init__(self, kernels: tuple[Kernel, ...], setting: Setting, executed: Assignment, scaling: Scaling) -> None:
+        self._kernels, self._setting, self._executed, self._scaling = kernels, setting, executed, scaling
         self._kernel_of = {kernel.head.name: kernel for kernel in kernels if kernel.head is not None}
         self._edges: dict[str, list[_Edge]] = {}
         for index, kernel in enumerate(kernels):
@@ -111,7 +114,7 @@ class _Neighbourhood:
     def case(self, layer: LayerSpec) -> Case:
         """The layer as it runs now and at every bit-width."""
         profile = self._setting.profile
-        asked = {bits: meaning(profile, layer, bits) for bits in BIT_WIDTHS}
+        asked = {bits: meaning(profile, layer, bits, self._scaling) for bits in BIT_WIDTHS}
         runs = {bits: execution(profile, layer, precision) for bits, precision in asked.items()}
         now = self._executed.precision(layer.name)
         placed = {p: self._placed(layer.name, p) for p in {now, *(precision for precision, _ in runs.values())}}

@@ -5,22 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from haq.errors import InputError, lookup
 
 BIT_WIDTHS = (4, 8, 16, 32)
 """The searched symbols, narrowest first; a target's profile says which Precision each one means there."""
 
+GROUPS = (32, 64, 128)
+"""How many consecutive inputs of an output channel may share one weight scale."""
+
 
 @dataclass(frozen=True)
 class Format:
-    """A number format. `largest` is its largest finite value (integers: of the signed code)."""
+    """A number format. `largest` is its largest finite value (integers: of the signed code).
+
+    group: of a weight such as `int4g64`, how many consecutive inputs of an output channel share one scale; absent, all
+    of them do. per_token: of an activation such as `int8t`, each row of which takes its scale from its own largest
+    value as the network runs; otherwise one static scale, which calibration found, holds for the tensor.
+    """
 
     name: str
     bits: int
     is_integer: bool
     largest: float
+    group: int | None = None
+    per_token: bool = False
+
+    @property
+    def plain(self) -> Format:
+        """The format with the same codes and the coarsest scales, whose arithmetic it shares: `int4` of `int4g64`."""
+        return FORMATS[f"int{self.bits}"] if self.group is not None or self.per_token else self
 
     def __str__(self) -> str:
         return self.name
@@ -35,7 +50,14 @@ FORMATS: Mapping[str, Format] = {
     "fp16": Format("fp16", 16, False, 65504.0),
     "bf16": Format("bf16", 16, False, (2 - 2.0**-7) * 2.0**127),
     "fp32": Format("fp32", 32, False, (2 - 2.0**-23) * 2.0**127),
+    **{f"int4g{group}": Format(f"int4g{group}", 4, True, 7, group=group) for group in GROUPS},
+    "int8t": Format("int8t", 8, True, 127, per_token=True),
 }
+"""Every format by its name. Only weights have groups and only activations are per token.
+
+Weights of 8 bits have no groups: with a scale per channel they lose next to nothing, and four bytes per 32 codes would
+make them an eighth larger.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,17 +73,27 @@ class Precision:
 
     @classmethod
     def parse(cls, text: str) -> Precision:
-        """`"int4/int8"` or, for both alike, `"fp16"`; raises InputError on an unknown format."""
-        parts = text.split("/")
-        if len(parts) > 2:
-            raise InputError("not a precision", got=text, expected="weight/activation, for example int4/int8")
-        formats = [lookup(FORMATS, part.strip(), "format") for part in parts]
-        return cls(formats[0], formats[-1])
+        """`"int4/int8"`, `"int4g64/int8t"` or, for both alike, `"fp16"`; raises InputError on an unknown format, on
+        groups of an activation and on a weight per token."""
+        return _parsed(text)
 
     @property
     def compute(self) -> Format:
         """The format in which the target multiplies."""
-        return self.activation
+        return self.activation.plain
+
+    @property
+    def plain(self) -> Precision:
+        """The same codes with one scale per output channel and one per activation."""
+        return Precision(self.weight.plain, self.activation.plain)
+
+    def scaled(self, group: int | None, *, per_token: bool) -> Precision:
+        """The same codes with finer scales, where a format has them: int4 weights groups, int8 activations tokens."""
+        weight, activation = self.weight.plain, self.activation.plain
+        return Precision(
+            self.weight if group is None else FORMATS.get(f"{weight}g{group}", self.weight),
+            FORMATS.get(f"{activation}t", self.activation) if per_token else self.activation,
+        )
 
     @property
     def is_storage_only(self) -> bool:
@@ -70,6 +102,21 @@ class Precision:
 
     def __str__(self) -> str:
         return f"{self.weight}/{self.activation}"
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Precision:
+    """Each text once: a profile's rows are read anew for every layer."""
+    parts = text.split("/")
+    if len(parts) > 2:
+        raise InputError("not a precision", got=text, expected="weight/activation, for example int4/int8")
+    formats = [lookup(FORMATS, part.strip(), "format") for part in parts]
+    weight, activation = formats[0], formats[-1]
+    if weight.per_token:
+        raise InputError("a weight has no tokens", got=text, expected=f"for example int8/{weight}")
+    if activation.group is not None:
+        raise InputError("an activation has no groups", got=text, expected=f"for example {activation}/int8")
+    return Precision(weight, activation)
 
 
 @dataclass(frozen=True)

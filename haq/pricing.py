@@ -15,6 +15,7 @@ from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile, load_profile
 from haq.hardware.size import fp32_size_bytes
 from haq.precision import BIT_WIDTHS, Assignment
+from haq.scaling import PLAIN, Scaling
 from haq.trust import Trust
 from haq.workload import Workload
 
@@ -23,7 +24,8 @@ from haq.workload import Workload
 class Estimate:
     """The modelled cost of an assignment.
 
-    baseline: of FP32 as the same target runs it, but its size as stored in FP32.
+    baseline: of FP32 as the same target runs it, but its size as stored in FP32. scaling: the scales that bit-widths
+    ask for.
     """
 
     workload: Workload
@@ -32,6 +34,7 @@ class Estimate:
     fallbacks: tuple[Fallback, ...]
     cost: CostBreakdown
     baseline: CostBreakdown
+    scaling: Scaling = PLAIN
 
     def unsupported_counts(self) -> dict[str, int]:
         """Op -> how often it occurs without a price."""
@@ -42,8 +45,13 @@ class Estimate:
         return {**self.cost.to_json(self.fallbacks, self.workload.unsupported), **Trust.of(self.profile).to_json()}
 
 
-def price(workload: Workload, target: str, choice: int | Assignment | Path, *, batch: int) -> Estimate:
-    """The cost of a uniform bit-width, an assignment or a config file; raises InputError where it does not fit."""
+def price(
+    workload: Workload, target: str, choice: int | Assignment | Path, *, batch: int, scaling: Scaling = PLAIN
+) -> Estimate:
+    """The cost of a uniform bit-width, an assignment or a config file; raises InputError where it does not fit.
+
+    scaling: the scales that bit-widths ask for; an assignment of formats alone, which say their own, takes none.
+    """
     profile = load_profile(target)
     if isinstance(choice, Path):
         asked = read_assignment(choice, workload)
@@ -51,7 +59,12 @@ def price(workload: Workload, target: str, choice: int | Assignment | Path, *, b
         asked = Assignment.uniform(workload.layer_names, choice)
     else:
         asked = choice
-    legal = legalize(workload, asked, profile)
+    if scaling != PLAIN and not any(isinstance(bits, int) for bits in asked.values()):
+        raise InputError(
+            "groups and scales per token are for bit-widths", got="an assignment of formats, which say their own",
+            expected="formats such as int4g64/int8t in it, or bit-widths",
+        )  # fmt: skip
+    legal = legalize(workload, asked, profile, scaling)
     fp32 = legalize(workload, Assignment.uniform(workload.layer_names, 32), profile)
     return Estimate(
         workload,
@@ -60,6 +73,7 @@ def price(workload: Workload, target: str, choice: int | Assignment | Path, *, b
         legal.fallbacks,
         estimate(workload, legal.executed, profile, batch=batch),
         replace(estimate(workload, fp32.executed, profile, batch=batch), size_bytes=fp32_size_bytes(workload)),
+        scaling,
     )
 
 

@@ -34,22 +34,37 @@ def resolve(reference: str, folder: Path, extras: tuple[str, ...] = (), *, where
         check_reference(reference)
     except ValueError:
         raise InputError("not a function", where=where, got=reference, expected=_EXPECTED_REFERENCE) from None
-    source, function = reference.split(":")
+    found = find(reference, folder, extras, where=where)
+    if not callable(found):
+        raise InputError(
+            "no such function", where=where, got=reference, expected=f"a function of {reference.split(':')[0]}"
+        )
+    return found
+
+
+def find(reference: str, folder: Path, extras: tuple[str, ...] = (), *, where: str = "") -> object:
+    """The object that a well-formed reference means, callable or not; raises as `resolve` does."""
+    source, name = reference.split(":")
     try:
         module = _from_file(folder, source, where) if source.startswith("./") else importlib.import_module(source)
     except ModuleNotFoundError as error:
         raise missing_module(error, reference, extras, where=where) from error
-    found = getattr(module, function, None)
-    if not callable(found):
+    if not hasattr(module, name):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise InputError(
             "no such function",
             where=where,
             got=reference,
             expected=f"a function of {source}",
-            way_out=nearest(function, known),
+            way_out=nearest(name, known),
         )
-    return found  # type: ignore[no-any-return]
+    return getattr(module, name)
+
+
+def search_current_folder() -> None:
+    """Let modules be found in the current directory too, as `python -m` would."""
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def missing_module(error: ModuleNotFoundError, reference: str, extras: tuple[str, ...], *, where: str) -> InputError:

@@ -17,6 +17,7 @@ from haq.hardware.profile import HardwareProfile
 from haq.hardware.table import CostTable
 from haq.history import History
 from haq.precision import BIT_WIDTHS, Assignment
+from haq.scaling import PLAIN, Scaling
 from haq.space import SearchSpace
 from haq.workload import Workload
 
@@ -129,11 +130,16 @@ def as_recorded(history: History) -> Price:
     return price
 
 
-def priced_now(workload: Workload, profiles: Mapping[str, HardwareProfile], batches: Mapping[str, int]) -> Price:
-    """Prices by the profiles given. batches: target -> samples per inference."""
+def priced_now(
+    workload: Workload,
+    profiles: Mapping[str, HardwareProfile],
+    batches: Mapping[str, int],
+    scaling: Scaling = PLAIN,
+) -> Price:
+    """Prices by the profiles given. batches: target -> samples per inference; scaling: what bit-widths ask for."""
 
     def price(choice: Choice, on: str) -> Priced:
-        executed = legalize(workload, choice.requested, profiles[on]).executed
+        executed = legalize(workload, choice.requested, profiles[on], scaling).executed
         return Priced(estimate(workload, executed, profiles[on], batch=batches[on]).figures(), executed)
 
     return price

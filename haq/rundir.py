@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from haq.errors import InputError
-from haq.history import History, HistoryWriter, read_history
+from haq.history import SEARCH, History, HistoryWriter, read_history
+from haq.quality import MainMetric, main_metric
 from haq.textfile import write_atomically
 
 SCHEMA = "haq.run/v1"
@@ -36,9 +37,9 @@ BUDGET_KEYS = frozenset({"trials", "timeout_s", "storage"})
 class RunRequest:
     """What `run.json` holds: plain JSON data.
 
-    spec: the resolved search spec. search: sampler and seed. provenance: `model`, `weights_hash`, `data_hash`, `metric`
-    and whatever else identifies the input. targets: name -> batch, title, and how far
-    its latency can be trusted. space: `groups`, name -> layers and bits.
+    spec: the resolved search spec. search: sampler and seed. provenance: `model`, `weights_hash`, `data_hash`,
+    `metric`, `direction` of one that is minimized, and whatever else identifies the input. targets: name -> batch,
+    title, and how far its latency can be trusted. space: `groups`, name -> layers and bits.
     """
 
     spec: Mapping[str, Any]
@@ -73,6 +74,14 @@ class Run:
     @property
     def targets(self) -> tuple[str, ...]:
         return tuple(self.info["targets"])
+
+    @property
+    def metric(self) -> MainMetric:
+        """What drives the search; a run of before it could be chosen maximizes."""
+        about = self.info["provenance"]
+        measured = self.history.baseline.measurements[SEARCH] if self.history.baseline else None
+        name = (measured.metric if measured else None) or about.get("metric", "accuracy")
+        return main_metric(name, about.get("direction", "maximize"), measured.accuracy if measured else None)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from haq.constraints import Constraints
 from haq.errors import InputError
 from haq.precision import BIT_WIDTHS
+from haq.quality import Direction
+from haq.references import check_reference
+from haq.techniques import DEFAULT_STACK, parse_stack
 from haq.validation import load_toml, validate
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,14 +83,35 @@ class Hardware(_Section):
 class Accuracy(_Section):
     """How much accuracy may be given away, in points of 100 x (FP32 - candidate), and on what it is measured.
 
-    metric: when set, the task's metric must be this one. samples: at most so many of the search split (all, if unset).
-    observer: how activation ranges are calibrated.
+    metric: what drives the search, where it is not the task's own: one of haq's, `package.module:metric`, or the name
+    that the user's function gives it. direction: which way it is better where it does not say so itself (maximize), or
+    a table from names to directions; of a minimized metric the drop is 100 x (candidate - FP32).
+    max_class_drop_points: of the class that loses most top-1 accuracy; max_kl_nats, min_agreement: from and with FP32.
+    samples: at most so many of the search split (all, if unset). observer: how activation ranges are calibrated.
+    ptq: the post-training techniques that every candidate is quantized with, applied in haq's order.
     """
 
     max_drop_points: NotNegative | None = None
+    max_class_drop_points: NotNegative | None = None
+    max_kl_nats: NotNegative | None = None
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     metric: str | None = None
+    direction: Direction | dict[str, Direction] | None = None
     samples: Annotated[int, Field(ge=1)] | None = None
-    observer: Literal["minmax", "percentile", "mse"] = "mse"
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    ptq: Annotated[tuple[str, ...], AfterValidator(parse_stack)] = DEFAULT_STACK
+
+    @field_validator("metric")
+    @classmethod
+    def _names_code_or_a_metric(cls, metric: str | None) -> str | None:
+        if metric is not None and not metric.strip():
+            raise ValueError("the name of a metric, or package.module:metric")
+        return metric if metric is None or ":" not in metric else check_reference(metric)
+
+    @property
+    def is_metric_external(self) -> bool:
+        """Whether the metric is code of the user's, which no run directory may load by itself."""
+        return self.metric is not None and ":" in self.metric
 
 
 class Latency(_Section):
@@ -167,10 +191,13 @@ class Spec(_Section):
     def constraints(self, target: str) -> Constraints:
         """The limits on one target, in the units of the cost model (bytes, ms, points); reserve_points taken off."""
         limits = {f"{section}.{key}": self._limit(section, key, target) for section, key in _PER_TARGET}
-        drop = self.accuracy.max_drop_points
+        accuracy, drop = self.accuracy, self.accuracy.max_drop_points
         size_mb, memory_mb = limits["deployment.max_size_mb"], limits["deployment.max_memory_mb"]
         return Constraints(
             max_drop_points=None if drop is None else drop - self.recovery.reserve_points,
+            max_class_drop_points=accuracy.max_class_drop_points,
+            max_kl_nats=accuracy.max_kl_nats,
+            max_disagreement=None if accuracy.min_agreement is None else 1 - accuracy.min_agreement,
             max_latency_ms=limits["latency.max_ms"],
             max_latency_rise_ms=limits["latency.max_rise_ms"],
             max_size_bytes=None if size_mb is None else size_mb * BYTES_PER_MB,

@@ -61,6 +61,11 @@ class WeightSpec:
     def channels(self) -> int:
         return self.shape[self.channel_axis]
 
+    @property
+    def depth(self) -> int:
+        """Elements of one channel: inputs of a Linear, inputs of a group times the kernel of a convolution."""
+        return self.elements // self.channels
+
 
 @dataclass(frozen=True)
 class Gemm:
@@ -103,6 +108,11 @@ class LayerSpec:
         """One filter per input channel."""
         # Channels come before the spatial axes; before them a network may have folded time or views into the batch.
         return self.groups > 1 and self.groups == self.input_shapes[0][-1 - int(self.kind[-2])]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """A 1x1 convolution."""
+        return self.kind.startswith("conv") and self.weight is not None and all(k == 1 for k in self.weight.shape[2:])
 
     @property
     def module(self) -> str:

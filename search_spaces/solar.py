@@ -33,7 +33,8 @@ from haq.spacefile import SpaceFile
 # All 2,624 cells; every split holds each kind of cell and each rating in proportion. One of 512 is 0.2 points.
 SIZES = {"train": 1472, "calibration": 128, "search": 512, "validation": 512}
 SPLIT_SEED = 20
-BATCH = 32
+BATCH = 8
+"""The largest activation then takes 20 MB: with 32 cells a pass took 1.7 times as long, see `haq.nn.images.BATCH`."""
 
 RECIPE = Recipe(epochs=8, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=0.15)
 BATCH_NORM_MOMENTUM = 0.1

@@ -115,6 +115,21 @@ def test_estimate_reads_a_config_of_bits(haq: Haq, tmp_path: Path) -> None:
     assert again["size_bytes"] == json.loads(uniform)["size_bytes"]
 
 
+def test_estimate_takes_finer_scales_for_bit_widths_and_refuses_them_beside_formats(haq: Haq, tmp_path: Path) -> None:
+    asked = ("estimate", "-s", "mnist_resnet18", "-t", "reference")
+    layers = json.loads(haq(*asked, "--bits", "4", "--explain", "--json").out)["parts"]
+    classifier = next(part for part in layers if part["name"] == "fc")
+    fine = json.loads(haq(*asked, "--bits", "4", "--group", "64", "--per-token", "--explain", "--json").out)["parts"]
+    found = next(part for part in fine if part["name"] == "fc")
+    assert (classifier["executed"], found["executed"]) == ("int4/int8", "int4g64/int8t")
+    assert found["at_bits"]["8"]["executed"] == "int8/int8t"
+    names = [part["name"] for part in layers if part["kind"] == "layer"]
+    config = tmp_path / "formats.json"
+    config.write_text(json.dumps(dict.fromkeys(names, "int4g64/int8")))
+    haq(*asked, "--config", config)
+    assert "say their own" in haq.error(*asked, "--config", config, "--group", "64")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -126,6 +141,7 @@ def test_estimate_reads_a_config_of_bits(haq: Haq, tmp_path: Path) -> None:
         (("-s", "resnet18", "-t", "a100", "--bits", "8", "--seq-len", "9"), "--seq-len"),
         (("-s", "resnet18", "-t", "a100", "--bits", "8", "--batch", "0"), "batch"),
         (("-s", "resnet18", "-t", "a100", "--config", "absent.json"), "absent.json"),
+        (("-s", "resnet18", "-t", "a100", "--bits", "4", "--group", "48"), "'48' is not one of '32', '64', '128'"),
         (("-s", "absent.toml", "-t", "a100", "--bits", "8"), "absent.toml"),
     ],
 )

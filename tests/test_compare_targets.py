@@ -23,8 +23,9 @@ from haq.hardware.size import fp32_size_bytes
 from haq.hardware.table import cost_table
 from haq.history import SEARCH, Baseline, History
 from haq.precision import Assignment
-from haq.regret import Choice, Priced, as_recorded, cheapest, choices_of_run, regret_matrix
+from haq.regret import Choice, Priced, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
 from haq.rundir import RunRequest, open_run
+from haq.scaling import Scaling
 from haq.space import Rule, build_space
 from haq.spacefile import load_space
 from haq.spec import spec_from
@@ -292,3 +293,10 @@ def test_a_key_at_its_default_does_not_change_what_a_profile_is() -> None:
     kept = a100.model_copy(update={"on_chip": a100.on_chip.model_copy(update={"keeps_weights": True})})
     assert _content_hash(said) == _content_hash(a100)
     assert _content_hash(kept) != _content_hash(a100)
+
+
+def test_prices_of_today_are_for_the_scales_that_the_run_asked_for():
+    net, fine = attention(), Scaling(32, per_token=True)
+    priced = priced_now(net, {"reference": load_profile("reference")}, {"reference": 1}, fine)
+    executed = priced(Choice("reference", uniform(net, 4)), "reference").executed
+    assert str(executed["q"]) == "int4g32/int8t"

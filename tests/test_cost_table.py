@@ -19,6 +19,7 @@ from haq.hardware.quads import QUAD, cover
 from haq.hardware.size import size_bytes
 from haq.hardware.table import cost_table
 from haq.precision import BIT_WIDTHS, Assignment
+from haq.scaling import PLAIN, Scaling
 from haq.spacefile import load_space
 from haq.tracecache import workload_of
 from haq.workload import GlueOp, LayerSpec, WeightSpec, Workload
@@ -32,16 +33,17 @@ def assignment(net, levels, bits=BIT_WIDTHS):
     return Assignment.of(dict(zip(net.layer_names, (bits[level] for level in levels), strict=True)))
 
 
-def slow(net, levels, profile, batch, bits=BIT_WIDTHS):
-    return estimate(net, legalize(net, assignment(net, levels, bits), profile).executed, profile, batch=batch).figures()
+def slow(net, levels, profile, batch, bits=BIT_WIDTHS, scaling=PLAIN):
+    executed = legalize(net, assignment(net, levels, bits), profile, scaling).executed
+    return estimate(net, executed, profile, batch=batch).figures()
 
 
-def assert_same(net, profile, levels, batch=1, bits=BIT_WIDTHS):
+def assert_same(net, profile, levels, batch=1, bits=BIT_WIDTHS, scaling=PLAIN):
     """The table says of every candidate what the slow path says."""
-    table = cost_table(net, profile, batch=batch, bits=bits)
+    table = cost_table(net, profile, batch=batch, bits=bits, scaling=scaling)
     priced = table.price(levels)
     for row, candidate in enumerate(levels):
-        expected, found = slow(net, candidate, profile, batch, bits), priced.row(row)
+        expected, found = slow(net, candidate, profile, batch, bits, scaling), priced.row(row)
         assert found == pytest.approx(expected, rel=1e-9, abs=0)
         assert found["activation_peak_bytes"] == expected["activation_peak_bytes"]
         assert found["size_bytes"] == expected["size_bytes"]
@@ -116,10 +118,11 @@ def draw_levels(data, net, most=8):
 
 @pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), batch=st.integers(1, 64))
-def test_the_table_and_the_slow_path_agree_on_any_network(target, data, batch):
+@given(data=st.data(), batch=st.integers(1, 64), group=st.sampled_from((None, 32, 64, 128)), per_token=st.booleans())
+def test_the_table_and_the_slow_path_agree_on_any_network(target, data, batch, group, per_token):
     net = data.draw(st.one_of(networks(), st.sampled_from((residual(), attention(), heads(), tied(bias=10)))))
-    assert_same(net, load_profile(target), draw_levels(data, net), batch)
+    scaling = Scaling(group, per_token)
+    assert_same(net, load_profile(target), draw_levels(data, net), batch, scaling=scaling)
 
 
 @pytest.mark.parametrize("space", ["resnet50", "densenet121", "bert_base"])
@@ -130,6 +133,7 @@ def test_the_table_and_the_slow_path_agree_on_real_networks(space, target):
     net = workload_of(load_space(space))
     levels = np.random.default_rng(0).integers(0, 4, (20, len(net.layers)), dtype=np.uint8)
     assert_same(net, load_profile(target), levels, batch=2)
+    assert_same(net, load_profile(target), levels, batch=2, scaling=Scaling(64, per_token=True))
 
 
 def test_one_layer_by_hand():
@@ -168,6 +172,28 @@ def test_the_bias_of_a_module_that_runs_twice_is_stored_once_per_width():
     assert priced.size_bytes.tolist() == [200 + 20 + 20, 200 + 400 + 20 + 20 + 40]
     for target in TARGETS:
         assert_same(net, load_profile(target), every(3))
+
+
+def test_a_tied_weight_is_stored_with_every_scaling_that_its_layers_take():
+    # on the A100 the second layer's 128 inputs make groups, the look-up's rows do not
+    weight = WeightSpec("shared", (64, 128), 0)
+    nodes = (
+        LayerSpec("e", "embedding", ("i",), ((16,),), (16, 128), 0, None, weight),
+        replace(linear("l", "e", 128, 64, 16), weight=weight),
+    )
+    net, profile = Workload("tied", (("i", (16,)),), nodes, ("l",)), load_profile("a100")
+    priced = assert_same(net, profile, every(2), scaling=Scaling(32))
+    assert priced.size_bytes[0] == (64 * 64 + 64 * 4) + (64 * 64 + 64 * 4 * 4)
+    assert cost_table(net, profile, batch=1).price([[0, 0]]).size_bytes[0] == 64 * 64 + 64 * 4
+
+
+def test_precisions_with_finer_scales_have_levels_in_the_table_that_asks_for_them_alone():
+    net, profile, fine = attention(), load_profile("reference"), Scaling(32, per_token=True)
+    table = cost_table(net, profile, batch=1, scaling=fine)
+    executed = legalize(net, Assignment.uniform(net.layer_names, 4), profile, fine).executed
+    assert str(executed["q"]) == "int4g32/int8t"
+    assert table.levels(executed) == (0, 0, 0, 1)  # the product runs in int8 at 4 bits and at 8
+    assert cost_table(net, profile, batch=1).levels(executed) is None
 
 
 def test_of_shared_weights_with_different_scales_the_last_counts_as_in_the_size():

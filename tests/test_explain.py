@@ -4,13 +4,15 @@ import json
 
 import pytest
 from machines import GB_S, chain, explained, machine, priced
-from nets import attention, conv, residual
+from nets import attention, conv, linear, residual
 
 from haq.cli import main
 from haq.cli.explained import shortened
 from haq.explain import causes, explain, parts
 from haq.hardware.profile import list_profiles, load_profile
 from haq.precision import Assignment
+from haq.pricing import price
+from haq.scaling import Scaling
 from haq.workload import Workload
 
 
@@ -38,6 +40,19 @@ def test_what_a_width_would_change_is_what_the_whole_changes_by_but_for_glue(net
             now = next(w for w in found[name].widths if w.executed == found[name].executed)
             change = width.placed.latency_ms - now.placed.latency_ms
             assert there.latency_ms - here.latency_ms - moved == pytest.approx(change, abs=1e-12)
+
+
+def test_what_a_width_would_run_has_the_scales_that_were_asked_for():
+    net, fine = Workload("one", (("x", (256,)),), (linear("l", "x", 256, 64),), ("l",)), Scaling(64, per_token=True)
+    for target, expected in (
+        ("reference", ["int4g64/int8t", "int8/int8t", "fp16/fp16", "fp32/fp32"]),
+        ("mobile-cpu", ["int4/int8", "int8/int8", "fp16/fp16", "fp32/fp32"]),
+    ):
+        (layer,) = explain(price(net, target, 4, batch=1, scaling=fine))
+        assert [str(width.executed) for width in layer.widths] == expected
+    assert any(
+        reason.startswith("4 bits run as int4/int8: for linear mobile-cpu has one scale") for reason in layer.why
+    )
 
 
 def test_the_parts_are_everything_and_add_up():

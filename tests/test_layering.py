@@ -22,16 +22,17 @@ MAY_IMPORT = {
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.tracecache"}
+GLUE = {"haq.api", "haq.finetuning", "haq.tracecache"}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
     {"errors", "resources"},
-    {"precision", "workload", "accuracy", "constraints", "candidate", "pareto", "validation"},
+    {"precision", "workload", "scaling", "techniques", "quality", "accuracy", "constraints", "candidate", "pareto"},
+    {"validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "tomltext", "trust"},
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
-    {"api", "fitting"},
+    {"api", "finetuning", "fitting"},
     {"profiletext"},
     {"cli"},
 )

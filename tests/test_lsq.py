@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounded import quantize_weight
 from torch import Tensor
 
 from haq.nn.lsq import LearnedBias, LearnedOperand, LearnedWeight, round_to_format, round_to_steps
-from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, executed_weight, quantize_weight
+from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, executed_weight
 from haq.precision import FORMATS, Precision
 
 INT4, INT8 = FORMATS["int4"], FORMATS["int8"]

@@ -2,23 +2,17 @@
 
 import numpy as np
 import pytest
-import torch
 
 from haq.nn.observers import (
     BINS,
     DEFAULT_OBSERVER,
-    DEFAULT_WEIGHT_OBSERVER,
     OBSERVERS,
-    WEIGHT_OBSERVERS,
     Histograms,
     minmax,
     mse,
     percentile,
-    weight_minmax,
-    weight_mse,
 )
-from haq.nn.quantizers import affine_parameters, quantize_weight
-from haq.precision import FORMATS
+from haq.nn.quantizers import affine_parameters
 
 
 def histograms(*samples: np.ndarray) -> Histograms:
@@ -39,7 +33,6 @@ def normal(n: int = 200_000, seed: int = 0) -> np.ndarray:
 
 def test_the_defaults_are_registered() -> None:
     assert DEFAULT_OBSERVER in OBSERVERS
-    assert DEFAULT_WEIGHT_OBSERVER in WEIGHT_OBSERVERS
 
 
 def test_minmax_keeps_everything() -> None:
@@ -95,33 +88,3 @@ def test_constant_and_dead_operands_get_ranges_with_valid_scales(name: str) -> N
     assert (scale > 0).all()
     assert np.isfinite(scale).all()
     assert quantization_error(np.full(10, 3.0), low[1], high[1], 255) < 1e-6
-
-
-def test_weight_minmax_is_each_channels_largest_magnitude() -> None:
-    weight = torch.tensor([[1.0, -3.0], [0.5, 0.25]])
-    assert weight_minmax(weight, 0, FORMATS["int4"]).tolist() == [3.0, 0.5]
-    assert weight_minmax(weight, 1, FORMATS["int4"]).tolist() == [1.0, 3.0]
-
-
-def test_weight_mse_is_never_worse_than_minmax_and_near_brute_force_in_every_channel() -> None:
-    weight = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
-    weight[3] = 0.0
-    weight[5, 0, 0, 0] = 40.0
-
-    def errors(ranges: torch.Tensor) -> torch.Tensor:
-        stored = quantize_weight(weight, ranges, 0, FORMATS["int4"])
-        return (stored.dequantize() - weight).square().sum(dim=(1, 2, 3))
-
-    ours = errors(weight_mse(weight, 0, FORMATS["int4"]))
-    widest = weight_minmax(weight, 0, FORMATS["int4"])
-    brute = torch.stack([errors(widest * share) for share in torch.linspace(0.25, 1, 300)]).amin(0)
-    assert bool((ours <= errors(widest)).all())
-    assert bool((ours <= 1.03 * brute + 1e-12).all())
-    ordinary = torch.arange(16) != 5
-    assert float(ours[ordinary].sum()) < 0.85 * float(errors(widest)[ordinary].sum())
-
-
-def test_a_dead_channels_weights_stay_zero() -> None:
-    weight = torch.zeros(2, 4)
-    ranges = weight_mse(weight, 0, FORMATS["int4"])
-    assert quantize_weight(weight, ranges, 0, FORMATS["int4"]).dequantize().eq(0).all()

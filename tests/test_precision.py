@@ -1,14 +1,20 @@
 """Formats, precisions and assignments against IEEE figures and their own JSON."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from haq.errors import InputError
-from haq.precision import BIT_WIDTHS, FORMATS, Assignment, Precision
+from haq.precision import BIT_WIDTHS, FORMATS, GROUPS, Assignment, Precision
 
-precisions = st.builds(Precision, *[st.sampled_from(list(FORMATS.values()))] * 2)
+precisions = st.builds(
+    Precision,
+    st.sampled_from([fmt for fmt in FORMATS.values() if not fmt.per_token]),
+    st.sampled_from([fmt for fmt in FORMATS.values() if fmt.group is None]),
+)
 assignments = st.dictionaries(
     st.text("abc.01", min_size=1), st.one_of(st.sampled_from(BIT_WIDTHS), precisions), min_size=1
 ).map(Assignment.of)
@@ -37,6 +43,69 @@ def test_integer_weights_with_float_activations_are_storage_only():
     assert Precision.parse("int4/bf16").is_storage_only
     assert not Precision.parse("int4/int8").is_storage_only
     assert Precision.parse("int4/bf16").compute is FORMATS["bf16"]
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_a_weight_in_groups_has_the_codes_of_int4(group):
+    fmt = FORMATS[f"int4g{group}"]
+    assert (fmt.bits, fmt.largest, fmt.is_integer, fmt.group, fmt.per_token) == (4, 7, True, group, False)
+    assert fmt.plain is FORMATS["int4"]
+
+
+def test_an_activation_per_token_has_the_codes_of_int8():
+    fmt = FORMATS["int8t"]
+    assert (fmt.bits, fmt.largest, fmt.is_integer, fmt.group, fmt.per_token) == (8, 127, True, None, True)
+    assert fmt.plain is FORMATS["int8"]
+
+
+@pytest.mark.parametrize("text", ["int4g64/fp16", "int4g128/int8t", "int8/int8t", "int4g32/int4"])
+def test_scales_change_no_arithmetic(text):
+    precision = Precision.parse(text)
+    assert precision.compute is precision.activation.plain
+    assert precision.is_storage_only == precision.plain.is_storage_only
+    assert str(precision.plain) == text.replace("int8t", "int8").replace("g128", "").replace("g64", "").replace(
+        "g32", ""
+    )
+
+
+def test_finer_scales_are_taken_where_the_format_has_them():
+    scaled = {
+        "int4/fp16": "int4g64/fp16",
+        "int4/int8": "int4g64/int8t",
+        "int8/int8": "int8/int8t",
+        "int4g32/int8t": "int4g64/int8t",
+        "int4/int4": "int4g64/int4",
+        "fp16/fp16": "fp16/fp16",
+    }
+    for text, expected in scaled.items():
+        assert str(Precision.parse(text).scaled(64, per_token=True)) == expected
+        assert Precision.parse(text).scaled(None, per_token=False) == Precision.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int8t/int8", r"a weight has no tokens; got 'int8t/int8'"),
+        ("int8t", r"a weight has no tokens; got 'int8t'"),
+        ("int4/int4g64", r"an activation has no groups; got 'int4/int4g64'"),
+        ("int4g64", r"an activation has no groups; got 'int4g64'; expected for example int4g64/int8"),
+        ("int4g48/int8", r"unknown format; got 'int4g48'"),
+    ],
+)
+def test_scales_on_the_wrong_side_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        Precision.parse(text)
+
+
+def test_every_scaling_has_a_signature_of_its_own():
+    weights = ["int4", *(f"int4g{group}" for group in GROUPS)]
+    texts = [f"{weight}/{activation}" for weight in weights for activation in ("int8", "int8t")]
+    assert len({Assignment.uniform(["a"], Precision.parse(text)).signature for text in texts}) == 8
+
+
+def test_the_signature_of_old_runs_is_the_hash_of_layers_and_formats():
+    expected = hashlib.sha256(b"a=int4/int8\nb=fp16/fp16").hexdigest()[:16]
+    assert Assignment.from_json({"b": "fp16/fp16", "a": "int4/int8"}).signature == expected
 
 
 def test_an_unknown_format_names_the_known_ones_and_the_nearest():

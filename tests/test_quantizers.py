@@ -5,16 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounded import by_channel, quantize_weight
 
 from haq.errors import InputError
 from haq.nn.quantizers import (
     ActivationQuantizer,
     affine_parameters,
-    by_channel,
     cast,
     check_finite,
     executed_weight,
-    quantize_weight,
 )
 from haq.precision import FORMATS, Precision
 
@@ -182,3 +181,68 @@ def test_rounding_large_tensors_block_by_block_changes_nothing(shape: tuple[int,
         assert torch.equal(quantizer(x), whole)
         assert torch.equal(quantizer(x.transpose(0, -1)), whole.transpose(0, -1))
     assert torch.equal(x, before)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(1, 3),
+    "every second": lambda x: x[:, ::2],
+    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 8, 150, 151)])
+def test_rounding_in_place_gives_torchs_fake_quantize_in_every_layout(shape: tuple[int, ...], layout: str) -> None:
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(4)) * 2
+    x, quantizer = LAYOUTS[layout](made.clone()), activation_quantizer(-2.0, 3.0)
+    expected = torch.fake_quantize_per_tensor_affine(
+        LAYOUTS[layout](made), quantizer.scale, quantizer.zero_point, 0, 255
+    )
+    with torch.inference_mode():
+        assert torch.equal(quantizer(x), expected)
+        before = x.clone()
+        rounded = quantizer.in_place(x)
+    assert torch.equal(rounded, expected)
+    # Memory with gaps, or that serves several places, stays as it was.
+    written_over = layout not in ("every second", "expanded")
+    assert torch.equal(x, expected if written_over else before)
+    assert (rounded is x) == written_over
+
+
+def test_rounding_in_place_keeps_nan_saturates_infinities_and_spares_what_gradients_need() -> None:
+    quantizer = activation_quantizer(-1.0, 1.55)
+    x = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.014])
+    with torch.no_grad():
+        rounded = quantizer.in_place(x.clone())
+    assert torch.isnan(rounded[0])
+    assert rounded[1:].tolist() == pytest.approx([1.55, -1.0, 0.01])
+    assert quantizer.in_place(x) is not x
+    assert x[1] == float("inf")
+
+
+def test_shapes_and_layouts_flow_through_on_the_meta_device() -> None:
+    x = torch.empty(3, 8, 150, 151, device="meta").contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        rounded = activation_quantizer(-1.0, 1.0)(x)
+    assert (rounded.shape, rounded.stride(), rounded.device.type) == (x.shape, x.stride(), "meta")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_rounds_as_the_cpu_does() -> None:
+    x = torch.randn(3, 8, 150, 151, generator=torch.Generator().manual_seed(5))
+    quantizer = activation_quantizer(-2.0, 3.0)
+    with torch.inference_mode():
+        assert torch.equal(quantizer(x.cuda()).cpu(), quantizer(x))
+        assert torch.equal(quantizer.in_place(x.cuda()).cpu(), quantizer(x))
+
+
+def test_a_quantizer_first_used_in_inference_mode_takes_part_in_gradients_afterwards() -> None:
+    quantizer = activation_quantizer(-1.0, 1.0)
+    with torch.inference_mode():
+        quantizer(torch.zeros(1))
+    x = torch.tensor([0.5], requires_grad=True)
+    (quantizer(x) * x).sum().backward()
+    # Rounding has no slope: what is left is the rounded value, 64 / 127.5.
+    assert x.grad.item() == pytest.approx(64 * 2 / 255)

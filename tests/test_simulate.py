@@ -12,6 +12,7 @@ from haq.nn.calibrate import Calibration, calibrate
 from haq.nn.quantizers import cast
 from haq.nn.simulate import Simulator, apply
 from haq.precision import FORMATS, Assignment, Precision
+from haq.techniques import Stack
 from haq.workload import LayerSpec, WeightSpec, Workload
 
 KINDS = {
@@ -46,9 +47,13 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+NEAREST = Stack(("mse",))
+"""Weights that a reader can redo: no calibration data in them."""
+
+
 def prepared(model: nn.Module, x: Tensor, **options: str) -> tuple[Workload, Calibration]:
     workload = workload_of(model)
-    return workload, calibrate(model, workload, [(x,)], **options)
+    return workload, calibrate(model, workload, [(x,)], stack=NEAREST, **options)
 
 
 def small_network() -> nn.Sequential:
@@ -66,7 +71,7 @@ def test_an_integer_convolution_equals_integer_arithmetic_by_hand(weights: str) 
     simulator = Simulator(model, workload, calibration)
     y = simulator.build(uniform(workload, f"{weights}/int8"))(x)
     quantizer = calibration.quantizer("0", 0, FORMATS["int8"])
-    stored = simulator.stored_weight(workload.layers[0], FORMATS[weights])
+    stored = simulator.stored(workload.layers[0], FORMATS[weights]).weight
     q = quantizer.codes(x).double() - quantizer.zero_point
     sums = F.conv2d(q, stored.codes.double(), padding=1, stride=2)
     assert torch.equal(sums, sums.round())
@@ -81,7 +86,7 @@ def test_an_integer_linear_layer_equals_a_numpy_integer_product() -> None:
     workload, calibration = prepared(model, x)
     simulator = Simulator(model, workload, calibration)
     quantizer = calibration.quantizer("0", 0, FORMATS["int8"])
-    stored = simulator.stored_weight(workload.layers[0], FORMATS["int4"])
+    stored = simulator.stored(workload.layers[0], FORMATS["int4"]).weight
     sums = (quantizer.codes(x).numpy() - quantizer.zero_point) @ stored.codes.numpy().astype("int32").T
     assert sums.dtype == "int32"
     by_hand = sums * quantizer.scale * stored.scales.numpy() + linear.bias.detach().numpy()
@@ -107,7 +112,7 @@ def test_storage_only_computes_in_the_activation_format(text: str) -> None:
     simulator = Simulator(model, workload, calibration)
     precision = Precision.parse(text)
     f = precision.activation
-    weight = cast(simulator.stored_weight(workload.layers[0], precision.weight).dequantize(), f)
+    weight = cast(simulator.stored(workload.layers[0], precision.weight).weight.dequantize(), f)
     by_hand = cast(F.conv2d(cast(x, f), weight, cast(conv.bias, f)), f)
     assert torch.equal(simulator.build(uniform(workload, text))(x), by_hand)
 
@@ -158,7 +163,7 @@ def test_an_embedding_quantizes_its_rows_and_not_its_indices() -> None:
     model, x = nn.Sequential(embedding).eval(), torch.tensor([[1, 9]])
     workload, calibration = prepared(model, x)
     simulator = Simulator(model, workload, calibration)
-    stored = simulator.stored_weight(workload.layers[0], FORMATS["int8"])
+    stored = simulator.stored(workload.layers[0], FORMATS["int8"]).weight
     assert stored.scales.shape == (10,)
     assert torch.equal(simulator.build(uniform(workload, "int8"))(x), stored.dequantize()[[1, 9]][None])
     half = simulator.build(uniform(workload, "int8/fp16"))(x)
@@ -232,7 +237,7 @@ class Twice(nn.Module):
 def test_each_call_of_a_module_has_its_own_activation_range_and_they_share_one_precision() -> None:
     model, x = Twice().eval(), seeded(16, 4)
     workload = workload_of(model, "layer", "layer@1")
-    calibration = calibrate(model, workload, [(x,)], observer="minmax")
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST, observer="minmax")
     scales = [calibration.quantizer(name, 0, FORMATS["int8"]).scale for name in workload.layer_names]
     assert scales[0] == pytest.approx(float(x.max() - x.min()) / 255)
     assert scales[1] != pytest.approx(scales[0])

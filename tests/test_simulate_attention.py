@@ -5,17 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_simulate import seeded, small_network, state_bytes, uniform, workload_of
+from test_simulate import NEAREST, seeded, small_network, state_bytes, uniform, workload_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from haq.errors import InputError
 from haq.nn.calibrate import calibrate
 from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.ptq.layers import QuantizedLayers, Recipe
 from haq.nn.quantizers import cast
-from haq.nn.simulate import Simulator, _Rounding, apply
+from haq.nn.simulate import Simulator, _Functional, _Rounding, apply
 from haq.nn.trace import trace
-from haq.nn.weights import WeightCache
 from haq.precision import FORMATS, Assignment, Precision
 
 INT8 = FORMATS["int8"]
@@ -41,7 +41,7 @@ def test_both_operands_of_attention_products_are_quantized_as_by_hand() -> None:
     model, x = Attention(fused=False).eval(), seeded(2, 5, 8)
     workload = trace(model, (x,), name="attention")
     assert workload.layer_names == ("query", "key", "value", "matmul_0", "matmul_1")
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     assert calibration.functional == frozenset()
     only_products = Assignment.of(
         {n: Precision.parse("int8" if "matmul" in n else "fp32") for n in workload.layer_names}
@@ -66,7 +66,7 @@ def test_the_fused_attention_function_is_taken_apart_and_quantized_alike(text: s
         model = Attention(fused=fused).eval()
         workload = trace(model, (x,), name="attention")
         assert workload.layer_names[-2:] == ("matmul_0", "matmul_1")
-        calibration = calibrate(model, workload, [(x,)], observer="minmax")
+        calibration = calibrate(model, workload, [(x,)], stack=NEAREST, observer="minmax")
         with torch.inference_mode():
             outputs.append(apply(model, workload, uniform(workload, text), calibration)(x))
     # The fused function scales q and k by 8^-1/4 each before they are rounded, the other one the product afterwards.
@@ -77,7 +77,7 @@ def test_the_fused_attention_function_is_taken_apart_and_quantized_alike(text: s
 def test_results_do_not_depend_on_the_gradient_mode(context: type) -> None:
     model, x = Attention(fused=True).eval(), seeded(2, 5, 8)
     workload = trace(model, (x,), name="attention")
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     built = apply(model, workload, uniform(workload, "int4/int8"), calibration)
     with torch.inference_mode():
         expected = built(x)
@@ -104,7 +104,7 @@ def test_multihead_attention_is_simulated_although_its_layers_are_parameters(tex
     assert workload.layer_names == (
         "attention.in_proj", "attention/matmul_0", "attention/matmul_1", "attention.out_proj",
     )  # fmt: skip
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     assert calibration.functional == {"attention.in_proj", "attention.out_proj"}
     simulator = Simulator(model, workload, calibration)
     precision = Precision.parse(text)
@@ -120,12 +120,12 @@ def test_multihead_attention_is_simulated_although_its_layers_are_parameters(tex
 def test_a_packed_projection_equals_its_arithmetic_by_hand() -> None:
     model, x = Packed().eval(), seeded(3, 4, 8)
     workload = trace(model, (x,), name="packed")
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     simulator = Simulator(model, workload, calibration)
     alone = {n: Precision.parse("int4/int8" if "in_proj" in n else "fp32") for n in workload.layer_names}
     layer = next(layer for layer in workload.layers if layer.name == "attention.in_proj")
     reference = Packed().eval()
-    reference.attention.in_proj_weight.data = simulator.stored_weight(layer, FORMATS["int4"]).dequantize()
+    reference.attention.in_proj_weight.data = simulator.stored(layer, FORMATS["int4"]).weight.dequantize()
     rounded = calibration.quantizer("attention.in_proj", 0, INT8)(x)
     with torch.inference_mode():
         assert torch.allclose(simulator.build(Assignment.of(alone))(x), reference(rounded), atol=1e-6)
@@ -144,7 +144,7 @@ def test_a_linear_layer_on_strided_input_rounds_after_its_bias_too() -> None:
 
     model, x = Strided().eval(), seeded(3, 4, 8)
     workload = trace(model, (x,), name="strided")
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     seen: list[Tensor] = []
     built = apply(model, workload, uniform(workload, "bf16"), calibration)
     built.linear.register_forward_hook(lambda m, a, y: seen.append(y))
@@ -164,7 +164,7 @@ def test_different_keys_of_multihead_attention_read_slices_of_the_packed_paramet
     model, x = Cross().eval(), seeded(3, 4, 8)
     workload = trace(model, (x,), name="cross")
     assert sum("in_proj" in n for n in workload.layer_names) == 3
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     built = apply(model, workload, uniform(workload, "int8"), calibration)
     with torch.inference_mode():
         y, exact = built(x), model(x)
@@ -185,10 +185,10 @@ def test_a_weight_that_is_tied_and_read_functionally_is_rounded_once() -> None:
     model, tokens = Tied().eval(), torch.tensor([[1, 2, 3]])
     workload = trace(model, (tokens,), name="tied")
     assert workload.layer_names == ("embedding", "embedding@1")
-    calibration = calibrate(model, workload, [(tokens,)])
+    calibration = calibrate(model, workload, [(tokens,)], stack=NEAREST)
     simulator = Simulator(model, workload, calibration)
     built = simulator.build(uniform(workload, "int4/int8"))
-    weight = simulator.stored_weight(workload.layers[0], FORMATS["int4"]).dequantize()
+    weight = simulator.stored(workload.layers[0], FORMATS["int4"]).weight.dequantize()
     rows = calibration.quantizer("embedding@1", 0, INT8)(weight[tokens])
     with torch.inference_mode():
         assert torch.allclose(built(tokens), rows @ weight.T, atol=1e-6)
@@ -198,7 +198,7 @@ def test_following_the_ops_gives_exactly_what_module_hooks_give() -> None:
     model, x = small_network(), seeded(2, 3, 8, 8)
     workload = trace(model, (x,), name="small")
     assert workload.layer_names == workload_of(model).layer_names
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     simulator = Simulator(model, workload, calibration)
     precisions = {n: Precision.parse(p) for n, p in zip(("0", "2", "4"), ("int8", "fp16", "int4/int8"), strict=True)}
     hooked = simulator.build(Assignment.of(precisions))
@@ -206,7 +206,8 @@ def test_following_the_ops_gives_exactly_what_module_hooks_give() -> None:
     for module in followed.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    rounding = _Rounding(precisions, calibration, WeightCache("mse"), frozenset(precisions))
+    layers = QuantizedLayers(model, workload, Recipe(NEAREST))
+    rounding = _Rounding(precisions, calibration, _Functional(workload, layers, precisions))
     instrument_ops(followed, workload, rounding, precisions)
     with torch.inference_mode():
         assert torch.equal(hooked(x), followed(x))
@@ -222,7 +223,7 @@ def test_an_interrupted_forward_pass_leaves_no_trace() -> None:
 
     model, x = Fails(fused=True).eval(), seeded(2, 5, 8)
     workload = trace(model, (x,), name="attention")
-    built = apply(model, workload, uniform(workload, "int8"), calibrate(model, workload, [(x,)]))
+    built = apply(model, workload, uniform(workload, "int8"), calibrate(model, workload, [(x,)], stack=NEAREST))
     expected = built(x)
     with pytest.raises(KeyboardInterrupt):
         built(seeded(3, 5, 8))
@@ -240,7 +241,7 @@ def test_a_path_that_the_trace_does_not_know_is_an_error() -> None:
 
     model, x = Grows().eval(), seeded(2, 5, 5)
     workload = trace(model, (x,), name="grows")
-    built = apply(model, workload, uniform(workload, "int8"), calibrate(model, workload, [(x,)]))
+    built = apply(model, workload, uniform(workload, "int8"), calibrate(model, workload, [(x,)], stack=NEAREST))
     with pytest.raises(InputError, match=r"matmul_2.*|not in the trace"):
         built(seeded(2, 6, 6))
 
@@ -261,7 +262,7 @@ def test_hugging_face_bert_self_attention_equals_arithmetic_by_hand(implementati
     }
     before = state_bytes(model)
     workload = trace(model, inputs, name="bert")
-    calibration = calibrate(model, workload, [inputs])
+    calibration = calibrate(model, workload, [inputs], stack=NEAREST)
     name = "encoder.layer.0.attention.self"
     products = {f"{name}/matmul_0", f"{name}/matmul_1"}
     assert products <= set(workload.layer_names)
@@ -302,7 +303,7 @@ def test_hugging_face_bert_takes_every_precision_on_every_layer() -> None:
     model = transformers.BertForSequenceClassification(config).eval()
     inputs = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     workload = trace(model, inputs, name="bert")
-    calibration = calibrate(model, workload, [inputs])
+    calibration = calibrate(model, workload, [inputs], stack=NEAREST)
     simulator = Simulator(model, workload, calibration)
     with torch.inference_mode():
         exact = model(**inputs).logits
@@ -340,7 +341,7 @@ def test_a_product_of_constants_is_no_layer_and_stays_as_it_is() -> None:
     workload = trace(model, (x,), name="rotary")
     assert workload.constant_products == ("matmul_0",)
     assert [layer.name for layer in workload.layers] == ["query", "key", "matmul_1", "matmul_2"]
-    calibration = calibrate(model, workload, [(x,)])
+    calibration = calibrate(model, workload, [(x,)], stack=NEAREST)
     int8 = Assignment.uniform(workload.layer_names, Precision.parse("int8/int8"))
     error = (apply(model, workload, int8, calibration)(x) - model(x)).abs().max()
     assert 0 < error < 0.05

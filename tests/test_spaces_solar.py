@@ -110,7 +110,7 @@ def test_the_solar_task_gives_scores_for_search_and_validation_only(solar: Modul
     }
     assert sum(len(batch[0]) for batch in task.calibration()) == 128
     (images,) = task.splits["search"][0].inputs
-    assert images.shape == (32, 3, 160, 160)
+    assert images.shape == (8, 3, 160, 160)
     # (0 - 127) / 128 to (255 - 127) / 128
     assert -127 / 128 <= float(images.min()) < float(images.max()) <= 1
 

@@ -69,6 +69,29 @@ def test_limits_reach_each_target_in_the_units_of_the_cost_model(tmp_path: Path)
     assert spec.constraints("tpu-v4").max_latency_ms is None
 
 
+def test_limits_on_quality_reach_the_constraints_as_upper_limits() -> None:
+    accuracy = {"max_class_drop_points": 4, "max_kl_nats": 0.1, "min_agreement": 0.75, "metric": "own.metrics:f1"}
+    spec = spec_from(minimal(accuracy=accuracy), where="test")
+    assert spec.constraints("a100") == Constraints(max_class_drop_points=4, max_kl_nats=0.1, max_disagreement=0.25)
+    assert spec.accuracy.is_metric_external
+    assert spec_from(spec.to_json(), where="test") == spec
+    assert "max_class_drop_points" not in spec_from(minimal(), where="test").to_json()["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [
+        ({"metric": "loss"}, "at most 1 points above FP32; metric loss, minimized"),
+        ({"metric": "a.b:f1"}, "metric a.b:f1, in its own direction"),
+        ({"metric": "a.b:f1", "direction": "minimize"}, "100 x (candidate - FP32) of a.b:f1"),
+        ({"metric": "f1", "direction": {"f1": "maximize"}}, "below FP32; metric f1, maximized"),
+        ({}, "metric of the task, in its own direction"),
+    ],
+)
+def test_the_brief_says_what_drives_the_search_and_which_way(accuracy: dict[str, Any], says: str) -> None:
+    assert says in brief(spec_from(minimal(accuracy={"max_drop_points": 1, **accuracy}), where="test"))
+
+
 def test_only_scope_and_hardware_are_needed() -> None:
     spec = spec_from(minimal(), where="test")
     assert spec.constraints("a100") == Constraints()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from nets import residual
+from nets import attention, residual, uniform
 from search_fakes import workload
 
 from haq.constraints import Constraints
@@ -12,6 +12,7 @@ from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
 from haq.precision import BIT_WIDTHS, Assignment, Precision
+from haq.scaling import Scaling
 from haq.trust import Trust
 
 
@@ -25,6 +26,19 @@ def test_a_profile_executes_and_costs_what_the_hardware_package_says():
     assert target.costs(executed) == estimate(net, executed, profile, batch=8).figures()
     assert (target.name, target.batch, target.constraints) == ("tpu-v4", 8, limits)
     assert target.trust == Trust(profile.confidence, profile.latency_spread.value)
+
+
+@pytest.mark.parametrize("name", ["reference", "tpu-v4"])
+def test_a_target_that_is_asked_for_finer_scales_executes_and_costs_them_or_says_why_not(name):
+    net, profile, fine = attention(), load_profile(name), Scaling(32, per_token=True)
+    target = profile_target(net, profile, batch=8, scaling=fine)
+    for asked in (uniform(net, 4), Assignment.of({**uniform(net, 8), "q": Precision.parse("int4g64/fp16")})):
+        legal = legalize(net, asked, profile, fine)
+        assert target.legalize(asked) == (legal.executed, legal.fallbacks)
+        assert target.costs(legal.executed) == estimate(net, legal.executed, profile, batch=8).figures()
+    plain = profile_target(net, profile, batch=8).legalize(uniform(net, 4))[0]
+    shared = target.legalize(uniform(net, 4))[0].signature == plain.signature
+    assert shared == (name == "tpu-v4")  # a measurement is shared only where nothing finer is executed
 
 
 def test_a_population_costs_what_each_of_it_costs_alone():

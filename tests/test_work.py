@@ -12,6 +12,7 @@ from haq.hardware.work import kernel_work, own_converts
 from haq.precision import Assignment, Precision
 from haq.workload import GlueOp, Workload
 
+TOKEN = Precision.parse("int8/int8t")
 INT8, FP16, FP32 = (Precision.parse(name) for name in ("int8", "fp16", "fp32"))
 
 
@@ -200,3 +201,50 @@ def test_the_vector_unit_finishes_results_whatever_their_format() -> None:
     profile = changed("reference", vector={"rate": figure(1, "GOP/s")})
     without, with_it = priced(net, load_profile("reference"), 8), priced(net, profile, 8)
     assert with_it.layers[0].compute_ms - without.layers[0].compute_ms == pytest.approx(1e3 * 64**3 / 1e9)
+
+
+def feed_forward(tokens=128):
+    nodes = (linear("up", "x", 768, 3072, tokens), linear("down", "up", 3072, 768, tokens))
+    return Workload("feed forward", (("x", (tokens, 768)),), nodes, ("down",))
+
+
+def converts(net, profile, precision, batch=1):
+    kernels, setting = plan(net, profile, batch)
+    return {kernel.name: list(own_converts(kernel, precision, setting)) for kernel in kernels}
+
+
+def test_a_scale_per_token_takes_one_more_pass_over_what_the_layer_reads() -> None:
+    net, reference = feed_forward(), load_profile("reference")
+    static, dynamic = converts(net, reference, INT8, 2), converts(net, reference, TOKEN, 2)
+    # before they are rounded, 128 rows of 3,072 in fp32 for each of two samples; the consumer does it itself
+    assert static["down"] == []
+    (looked,) = dynamic["down"]
+    assert (looked.dram_bytes, looked.launches) == (2 * 4 * 128 * 3072, 0)
+    # the network's input is also rounded, as it is with a static scale
+    assert dynamic["up"][:-1] == static["up"]
+    assert dynamic["up"][-1].dram_bytes == 2 * 4 * 128 * 768
+
+
+def test_where_kernels_convert_the_pass_is_one_that_writes_a_scale_per_row() -> None:
+    device = changed("reference", fusion={"convert": "kernel"})
+    (looked,) = converts(feed_forward(), device, TOKEN)["down"]
+    assert (looked.op_class, looked.launches) == ("convert", 1)
+    assert looked.dram_bytes == 4 * 128 * 3072 + 4 * 128
+
+
+def test_a_scale_per_token_changes_nothing_else_that_a_kernel_does() -> None:
+    net, reference = feed_forward(), load_profile("reference")
+    assert works(net, reference, TOKEN) == works(net, reference, INT8)
+    static, dynamic = (priced(net, reference, Assignment.uniform(net.layer_names, p)) for p in (INT8, TOKEN))
+    assert dynamic.traffic_bytes - static.traffic_bytes == 4 * 128 * (768 + 3072)
+    assert dynamic.latency_ms - static.latency_ms == pytest.approx(1e3 * 4 * 128 * (768 + 3072) / 100e9)
+    assert dynamic.activation_peak_bytes == static.activation_peak_bytes
+
+
+def test_groups_multiply_as_int4_and_move_their_scales() -> None:
+    net, a100 = feed_forward(), load_profile("a100")
+    plain, grouped = (works(net, a100, Precision.parse(f"{weight}/fp16")) for weight in ("int4", "int4g64"))
+    for name, channels, groups in (("up", 3072, 12), ("down", 768, 48)):
+        assert grouped[name].arithmetic == plain[name].arithmetic == "fp16"
+        assert grouped[name].operations == plain[name].operations
+        assert grouped[name].dram_bytes - plain[name].dram_bytes == channels * (groups - 1) * 4

@@ -20,8 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from haq.api import finetune
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
+from haq.finetuning import finetune
 from haq.spacefile import load_space
 from haq.tracecache import workload_of
 

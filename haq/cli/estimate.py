@@ -9,7 +9,9 @@ import click
 from haq.cli.explained import explained_json, show_explained
 from haq.cli.show import change, echo, echo_json, json_option, milliseconds, table
 from haq.errors import InputError
+from haq.precision import GROUPS
 from haq.pricing import Estimate, price
+from haq.scaling import Scaling
 from haq.spacefile import SpaceFile, load_space, with_input, with_seq_len
 from haq.tracecache import workload_of
 from haq.trust import Trust
@@ -21,6 +23,12 @@ from haq.trust import Trust
 @click.option("--batch", "-b", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per inference.")
 @click.option("--bits", type=click.Choice(["4", "8", "16", "32"]), help="Every layer takes this bit-width.")
 @click.option("--config", type=click.Path(path_type=Path), help="A haq.config/v1 file, or JSON of layer: bits.")
+@click.option(
+    "--group",
+    type=click.Choice([str(group) for group in GROUPS]),
+    help="4-bit weights of Linear and 1x1 convolutions take one scale for so many inputs, where the target can.",
+)
+@click.option("--per-token", is_flag=True, help="8-bit inputs of Linear take a scale per token, where the target can.")
 @click.option("--input", "shape", metavar="CxHxW", help="Another input shape per sample, such as 3x160x160.")
 @click.option("--seq-len", type=click.IntRange(min=1), help="Another number of tokens per sample.")
 @click.option("--explain", is_flag=True, help="Also say what bounds each part, and why fewer bits do not help.")
@@ -31,9 +39,11 @@ def estimate(
     batch: int,
     bits: str | None,
     config: Path | None,
+    group: str | None,
     shape: str | None,
     seq_len: int | None,
     *,
+    per_token: bool,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -41,7 +51,9 @@ def estimate(
     if (bits is None) == (config is None):
         raise InputError("say which assignment to price", expected="exactly one of --bits B and --config FILE")
     choice: int | Path = int(bits) if bits is not None else config or Path()
-    found = price(workload_of(_shaped(load_space(space), shape, seq_len)), target, choice, batch=batch)
+    scaling = Scaling(None if group is None else int(group), per_token)
+    workload = workload_of(_shaped(load_space(space), shape, seq_len))
+    found = price(workload, target, choice, batch=batch, scaling=scaling)
     if as_json:
         echo_json({**found.to_json(), **({"parts": explained_json(found)} if explain else {})})
         return

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from haq.api import finetune
 from haq.cli.progress import duration
 from haq.cli.show import echo, echo_json, json_option, percent, table
+from haq.finetuning import finetune
 
 if TYPE_CHECKING:  # training loads torch
     from haq.nn.finetune import EpochDone, Started

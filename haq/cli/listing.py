@@ -1,4 +1,4 @@
-"""`haq targets`, `haq spaces`, `haq doctor` and `haq cache`: what is there."""
+"""`haq targets`, `haq spaces`, `haq techniques`, `haq doctor` and `haq cache`: what is there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from haq.cli.show import echo, echo_json, json_option, megabytes, table
 from haq.doctor import check_up
 from haq.hardware.profile import list_profiles
 from haq.spacefile import list_spaces
+from haq.techniques import DEFAULT, EXCLUSIVE, TECHNIQUES
 from haq.trust import Trust
 
 
@@ -34,6 +35,23 @@ def spaces(as_json: bool) -> None:
         return
     rows = [(s.name, s.title, "built in" if own else "your --data", ", ".join(s.extras) or "none") for s, own in found]
     table("", ("space", "network", "data", "extras"), rows, left=4)
+
+
+@click.command()
+@json_option
+def techniques(as_json: bool) -> None:
+    """List the post-training quantization techniques that --ptq combines, in the order in which they are applied."""
+    if as_json:
+        echo_json([
+            {"name": name, "family": t.family, "title": t.title, "default": name in DEFAULT}
+            for name, t in TECHNIQUES.items()
+        ])  # fmt: skip
+        return
+    rows = [
+        (name, t.title, f"one of {t.family}" if t.family in EXCLUSIVE else t.family, "yes" if name in DEFAULT else "")
+        for name, t in TECHNIQUES.items()
+    ]
+    table("", ("technique", "what it does", "family", "default"), rows, left=4)
 
 
 @click.command()
@@ -82,4 +100,4 @@ def _cache_line(held: diskcache.CacheUsage) -> str:
     return f"{megabytes(held.size_bytes)} of {megabytes(held.limit_bytes)} MB in {held.files} files, {held.folder}"
 
 
-COMMANDS = (targets, spaces, doctor, cache)
+COMMANDS = (targets, spaces, techniques, doctor, cache)

@@ -21,9 +21,14 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "target": ("hardware", "targets"),
     "batch": ("hardware", "batch"),
     "max_drop": ("accuracy", "max_drop_points"),
+    "max_class_drop": ("accuracy", "max_class_drop_points"),
+    "max_kl": ("accuracy", "max_kl_nats"),
+    "min_agreement": ("accuracy", "min_agreement"),
     "metric": ("accuracy", "metric"),
+    "direction": ("accuracy", "direction"),
     "samples": ("accuracy", "samples"),
     "observer": ("accuracy", "observer"),
+    "ptq": ("accuracy", "ptq"),
     "max_latency_ms": ("latency", "max_ms"),
     "max_latency_rise_ms": ("latency", "max_rise_ms"),
     "reserve": ("recovery", "reserve_points"),
@@ -46,6 +51,9 @@ _OPTIONS = (
     click.option("--batch", "-b", type=int, help="Samples per inference, which latency is for. [1]"),
     click.option("--trials", "-n", type=int, help="Assignments to try. [64]"),
     click.option("--max-drop", type=float, metavar="POINTS", help="Largest accuracy drop; 1 is one point."),
+    click.option("--max-class-drop", type=float, metavar="POINTS", help="Largest drop of any single class."),
+    click.option("--max-kl", type=float, metavar="NATS", help="Largest mean KL divergence from FP32."),
+    click.option("--min-agreement", type=float, metavar="FRACTION", help="Smallest share of answers that are FP32's."),
     click.option("--max-latency-ms", multiple=True, metavar="[TARGET=]MS", help="Largest latency per batch."),
     click.option("--max-latency-rise-ms", multiple=True, metavar="[TARGET=]MS", help="Largest latency above FP32's."),
     click.option("--max-size-mb", multiple=True, metavar="[TARGET=]MB", help="Largest size of the weights."),
@@ -54,9 +62,15 @@ _OPTIONS = (
     click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Your own model in place of the space's."),
     click.option("--weights", help="A checkpoint, or a model folder (never unpickled unsafely)."),
     click.option("--data", help="Your data: a folder of class folders, or a TSV of texts."),
-    click.option("--metric", help="Refuse a task that measures anything else."),
+    click.option(
+        "--metric",
+        metavar="NAME|PACKAGE.MODULE:METRIC",
+        help="What drives the search: top-1 accuracy, loss, kl, agreement, or your own. [the task's]",
+    ),
+    click.option("--direction", metavar="maximize|minimize", help="Which way your own metric is better. [maximize]"),
     click.option("--samples", type=int, help="Measure on so many samples of the search split. [all]"),
-    click.option("--observer", help="How activation ranges are calibrated: minmax, percentile or mse. [mse]"),
+    click.option("--observer", help="How activation ranges are calibrated: minmax, percentile, mse or entropy. [mse]"),
+    click.option("--ptq", metavar="NAME,...", help="Quantization techniques, as `haq techniques` lists them."),
     click.option("--pin", multiple=True, metavar="PATTERN=BITS", help="Fix the bit-width of layers; repeatable."),
     click.option("--granularity", help="What shares a bit-width: model, block or layer. [layer]"),
     click.option("--reserve", type=float, metavar="POINTS", help="Part of --max-drop that is left unused. [0]"),
@@ -83,6 +97,8 @@ def spec_tables(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         section, key = _KEYS[flag]
         if flag in _PER_TARGET:
             value = _limit(flag, value)
+        elif flag == "ptq":
+            value = [name.strip() for name in value.split(",") if name.strip()]
         elif flag == "pin":
             value = dict(_pin(text) for text in value)
         tables.setdefault(section, {})[key] = value

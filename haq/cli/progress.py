@@ -90,10 +90,13 @@ def lines(event: Event) -> list[str]:
         return [f"searching {size} with {event.trials} trials{before}"]
     if isinstance(event, events.BaselineMeasured):
         measured = ", ".join(
-            f"{100 * m.accuracy:.2f} % on {split}" + (f" (n = {m.samples:,})" if m.samples > 1 else "")
+            f"{event.metric.shown(m.accuracy)} on {split}" + (f" (n = {m.samples:,})" if m.samples > 1 else "")
             for split, m in event.measurements.items()
         )
-        return [f"FP32: {measured}; the search will take about {duration(event.estimate_s)}"]
+        noun = "" if event.metric.noun == "accuracy" else f"{event.metric.noun} "
+        return [f"FP32: {noun}{measured}; the search will take about {duration(event.estimate_s)}"]
+    if isinstance(event, events.Validated) and event.failure is not None:
+        return [f"a point of the front has no held-out measurement: {event.failure.reason}"]
     if isinstance(event, events.Notice):
         return [event.text]
     if isinstance(event, events.Finished):

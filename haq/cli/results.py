@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
-from haq.cli.show import echo, echo_json, json_option, megabytes, milliseconds, percent, table
+from haq.cli.quality import show_quality
+from haq.cli.show import echo, echo_json, json_option, megabytes, milliseconds, table
 from haq.configfile import config_json, write_config
 from haq.constraints import Constraints
 from haq.errors import InputError, lookup
 from haq.front import MINIMIZE, joint_front, pick
 from haq.outputs import front_row, fronts
+from haq.quality import MainMetric
 from haq.rundir import Run, read_run
 from haq.trust import Trust
 
@@ -23,8 +25,9 @@ _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path
 @click.command()
 @_DIR
 @click.option("--target", "-t", help="Only this target of the run.")
+@click.option("--quality", is_flag=True, help="Also loss, KL divergence, agreement and the worst class.")
 @json_option
-def front(directory: Path, target: str | None, as_json: bool) -> None:
+def front(directory: Path, target: str | None, *, quality: bool, as_json: bool) -> None:
     """Print the points that nobody beats in size, latency and accuracy, per target and jointly."""
     run = read_run(directory)
     rows = front_rows(run)
@@ -36,6 +39,8 @@ def front(directory: Path, target: str | None, as_json: bool) -> None:
         return
     for name, found in rows.items():
         show_front(run, name, found)
+        if quality:
+            show_quality(run, name, found)
     if len(rows) > 1:
         echo(f"joint front, good on all {len(rows)} targets: candidates {', '.join(map(str, joint)) or 'none'}")
 
@@ -44,6 +49,7 @@ def front(directory: Path, target: str | None, as_json: bool) -> None:
 @_DIR
 @click.option("--target", "-t", help="The target to deploy on; needed where the run has several.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Largest accuracy drop; 1 is one point.")
+@click.option("--max-class-drop", type=float, metavar="POINTS", help="Largest drop of any single class.")
 @click.option("--max-latency-ms", type=float, help="Largest latency per batch.")
 @click.option("--max-size-mb", type=float, help="Largest size of the weights.")
 @click.option("--max-memory-mb", type=float, help="Largest peak of the activations.")
@@ -58,6 +64,7 @@ def pick_command(
     out: Path,
     as_json: bool,
     max_drop: float | None,
+    max_class_drop: float | None,
     max_latency_ms: float | None,
     max_size_mb: float | None,
     max_memory_mb: float | None,
@@ -67,6 +74,7 @@ def pick_command(
     run = read_run(directory)
     limits = Constraints(
         max_drop_points=max_drop,
+        max_class_drop_points=max_class_drop,
         max_latency_ms=max_latency_ms,
         max_size_bytes=None if max_size_mb is None else max_size_mb * 1e6,
         max_memory_bytes=None if max_memory_mb is None else max_memory_mb * 1e6,
@@ -78,8 +86,7 @@ def pick_command(
     if as_json:
         echo_json(config)
         return
-    row = front_row(point, run.history, run.info["targets"][point.result.target]["batch"])
-    show_front(run, point.result.target, [row])
+    show_front(run, point.result.target, [front_row(point, run)])
     echo(f"wrote {out}")
 
 
@@ -99,11 +106,7 @@ def report(directory: Path) -> None:
 
 def front_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Target -> the rows of its front, as in `front.csv`."""
-    batches = {target: about["batch"] for target, about in run.info["targets"].items()}
-    return {
-        target: [front_row(point, run.history, batches[target]) for point in points]
-        for target, points in fronts(run).items()
-    }
+    return {target: [front_row(point, run) for point in points] for target, points in fronts(run).items()}
 
 
 def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
@@ -111,17 +114,22 @@ def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
     about = run.info["targets"][target]
     title = (
         f"{run.info['provenance'].get('model', run.path)} on {target} ({about['title']}): latency modelled "
-        f"{Trust.from_json(about)}, ms per batch of {about['batch']}; accuracy measured"
+        f"{Trust.from_json(about)}, ms per batch of {about['batch']}; {run.metric.noun} measured"
     )
+    if run.metric.direction == "minimize" or not run.metric.is_fraction:
+        title += f", {run.metric.direction}d, a point of drop is {run.metric.drop_formula}"
     columns = (
-        "id", "origin", "MB", "vs FP32", "ms", "vs FP32", "accuracy", "drop, points", "95 %", "held out", "fallbacks",
+        "id", "origin", "MB", "vs FP32", "ms", "vs FP32", run.metric.noun, "drop, points", "95 %", "held out",
+        "fallbacks",
     )  # fmt: skip
-    table(title, columns, [_cells(row) for row in rows], left=2)
+    table(title, columns, [_cells(row, run.metric) for row in rows], left=2)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = f"{row['drop_low']:+.2f} to {row['drop_high']:+.2f}" if "drop_low" in row else "unknown"
-    held_out = f"{row['validation_drop_points']:+.2f}" if "validation_drop_points" in row else "not measured"
+def _cells(row: Mapping[str, Any], metric: MainMetric) -> tuple[str, ...]:
+    interval = (
+        f"{metric.points(row['drop_low'])} to {metric.points(row['drop_high'])}" if "drop_low" in row else "unknown"
+    )
+    held_out = metric.points(row["validation_drop_points"]) if "validation_drop_points" in row else "not measured"
     return (
         row["id"],
         row["origin"],
@@ -129,8 +137,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['size_change_percent']:+.1f} %",
         milliseconds(row["latency_ms"]),
         f"{row['latency_change_percent']:+.1f} %",
-        percent(row["accuracy"]),
-        f"{row['drop_points']:+.2f}",
+        metric.shown(row["accuracy"]),
+        metric.points(row["drop_points"]),
         interval,
         held_out,
         str(row["fallbacks"]),

@@ -45,6 +45,7 @@ def search_command(spec: Path | None, out: Path, *, as_json: bool, **flags: Any)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--space", help="Again, if the run searched your own space.")
 @click.option("--model", help="Again, if the run searched your own model.")
+@click.option("--metric", help="Again, if the run was driven by your own metric.")
 @click.option("--weights", help="Again, if the run was given weights.")
 @click.option("--data", help="Again, if the run was given data.")
 @json_option

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from haq.accuracy import Measurement
+from haq.accuracy import Failure, Measurement
 from haq.candidate import Candidate
 from haq.front import Point
 from haq.history import Summary
+from haq.quality import ACCURACY, MainMetric
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class Started:
 
 @dataclass(frozen=True)
 class BaselineMeasured:
-    """FP32 is measured (or known from before). estimate_s: about the time to the end."""
+    """FP32 is measured (or known from before). estimate_s: about the time to the end. metric: what was measured."""
 
     measurements: Mapping[str, Measurement]
     estimate_s: float
+    metric: MainMetric = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class CandidateDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """A front member is measured on the validation split."""
+    """A front member is measured on the validation split; failure: why that gave no result, if it did not."""
 
     done: int
     total: int
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.constraints import LIMIT_OF, called, shown
+from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called, shown
 from haq.engine.problem import Population, Problem, Target
 from haq.errors import InfeasibleError, InputError
 from haq.precision import BIT_WIDTHS, Assignment
@@ -94,7 +94,7 @@ def _one_by_one(problem: Problem, target: Target) -> Population:
 
 
 def _cost_limits(target: Target) -> dict[str, float]:
-    return {limit: b for limit, b in target.constraints.set_limits().items() if limit != "max_drop_points"}
+    return {limit: b for limit, b in target.constraints.set_limits().items() if limit not in ON_MEASUREMENTS}
 
 
 def _costs(price: Population, levels: NDArray[np.uint8], base: Mapping[str, float]) -> dict[str, Floats]:

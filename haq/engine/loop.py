@@ -69,7 +69,7 @@ def request(problem: Problem, options: SearchOptions) -> RunRequest:
 def _search(session: Session, mirror: Mirror, progress: Progress) -> str:
     """Evaluate candidates until something ends the search; returns what."""
     options, started, idle = session.options, time.perf_counter(), 0
-    progress(BaselineMeasured(session.baseline.measurements, session.left_s()))
+    progress(BaselineMeasured(session.baseline.measurements, session.left_s(), session.metric))
     while session.done < options.trials:
         if options.timeout_s is not None and time.perf_counter() - started >= options.timeout_s:
             return "timeout"
@@ -91,8 +91,8 @@ def _validate_fronts(session: Session, progress: Progress) -> None:
     """Measure the members of every target's front on the validation split; nothing is chosen on it."""
     members = session.unvalidated()
     for count, executed in enumerate(members.values(), 1):
-        session.validate(executed)
-        progress(Validated(count, len(members)))
+        failure = session.validate(executed)
+        progress(Validated(count, len(members), failure))
 
 
 @contextlib.contextmanager

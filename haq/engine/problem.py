@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.accuracy import Scores
+from haq.accuracy import Failure, Reading, Scores
 from haq.candidate import Fallback, TargetResult
-from haq.constraints import Constraints, Verdict
+from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, Constraints, Verdict, called
 from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
 from haq.precision import FORMATS, Assignment, Precision
+from haq.quality import Direction
 from haq.space import SearchSpace
 from haq.trust import Trust
 from haq.workload import Workload
 
-Measure = Callable[[Assignment, str], "Scores | float"]
-"""(executed assignment, split) -> per-sample scores, or one number."""
+Measure = Callable[[Assignment, str], "Reading | Failure | Scores | float"]
+"""(executed assignment, split) -> a reading, its per-sample scores or one number alone, or why there is none."""
 
 Population = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 """(candidates, layers) places in BIT_WIDTHS, layers in the workload's order -> figures, NaN where one is unknown."""
@@ -54,7 +55,8 @@ class Problem:
 
     measure: called with (executed assignment, split) for each split in `splits`; a user's function that knows one data
     set has the search split only. spec: the resolved spec; provenance: `model`, `weights_hash`, `data_hash`, `metric`
-    and whatever else identifies the input; both plain JSON data, kept in `run.json`.
+    and whatever else identifies the input; both plain JSON data, kept in `run.json`. direction: which way the metric is
+    better; may_fail: whether `measure` may give a Failure.
     """
 
     workload: Workload
@@ -64,11 +66,17 @@ class Problem:
     splits: tuple[str, ...] = (SEARCH, VALIDATION)
     spec: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    direction: Direction = "maximize"
+    may_fail: bool = False
 
-    def scores(self, executed: Assignment, split: str) -> Scores | float:
-        """What `measure` returns, as float64 scores or a float."""
-        raw = np.asarray(self.measure(executed, split), dtype=np.float64)
-        return float(raw) if raw.ndim == 0 else raw
+    def reading(self, executed: Assignment, split: str) -> Reading | Failure:
+        """What `measure` returns, its scores as float64 or a float."""
+        found = self.measure(executed, split)
+        if isinstance(found, Failure):
+            return found
+        reading = found if isinstance(found, Reading) else Reading(found)
+        raw = np.asarray(reading.scores, dtype=np.float64)
+        return replace(reading, scores=float(raw) if raw.ndim == 0 else raw)
 
 
 @dataclass(frozen=True)
@@ -117,5 +125,11 @@ def figures(costs: Mapping[str, float], base: Mapping[str, float]) -> dict[str, 
 
 def sentences(verdict: Verdict) -> tuple[str, ...]:
     """One sentence for each violated limit and each that cannot be judged."""
-    unknown = (f"{name} is unknown on this target, so its limit cannot be judged" for name in verdict.unknown)
+    measured = {LIMIT_OF[limit] for limit in ON_MEASUREMENTS}
+    unknown = (
+        f"{called(name)} is unknown, as outputs are not finite, so its limit cannot be judged"
+        if name in measured
+        else f"{name} is unknown on this target, so its limit cannot be judged"
+        for name in verdict.unknown
+    )
     return (*map(str, verdict.violations), *unknown)

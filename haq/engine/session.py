@@ -6,22 +6,25 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 
-from haq.accuracy import Measurement, compare
+from haq.accuracy import Failure, Measurement, Reading, Scores, compare
 from haq.candidate import Candidate, TargetResult
-from haq.constraints import LIMIT_OF
+from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called
 from haq.engine.problem import Problem, SearchOptions, Target, figures, price, sentences, unquantized
 from haq.engine.proposals import Levels, Proposal, replace_repeat
 from haq.engine.samplers import trial_seed
 from haq.engine.seeds import Seed
 from haq.engine.study import Lesson, TargetStudy
+from haq.errors import InputError
 from haq.front import Point, front
 from haq.history import SEARCH, VALIDATION, Baseline, History
 from haq.precision import Assignment
+from haq.quality import MainMetric, QualityReport, main_metric
 from haq.rundir import OpenRun
 
-DROP_SCALE_POINTS = 1.0
-"""Excess drop counts per point, the excess of other limits as a fraction of the limit."""
+ONE_POINT = {"max_drop_points": 1.0, "max_class_drop_points": 1.0, "max_kl_nats": 0.01, "max_disagreement": 0.01}
+"""The excess of a limit on measurements counts per point or hundredth, that of others as a fraction of the limit."""
 
 Costs = Mapping[str, Mapping[str, float]]
 """Target -> figures."""
@@ -30,7 +33,8 @@ Costs = Mapping[str, Mapping[str, float]]
 class Session:
     """What a search knows. It changes with every candidate; all of it can be rebuilt from the history.
 
-    measured: executed signature -> measurement. done: candidates for which something new was measured.
+    measured: executed signature -> measurement. failed: the same for measurements without a result. done: candidates
+    for which something new was measured, with a result or without.
     """
 
     def __init__(
@@ -41,8 +45,11 @@ class Session:
         self.problem, self.options, self._writer, self._base = problem, options, opened.writer, base
         self.seconds = history.seconds
         self.baseline = history.baseline if history.baseline is not None else self._measure_baseline()
+        self._check_limits_are_known()
         self._seeds = deque(seeds)
         self.validations = dict(history.validations or {})
+        self.unvalidable = dict(history.unvalidated)
+        self.failed: dict[str, Failure] = {}
         self.measured: dict[str, Measurement] = {self.baseline.signature: self.baseline.measurements[SEARCH]}
         self.candidates: list[Candidate] = []
         self.lessons: dict[str, list[Lesson]] = {target.name: [] for target in problem.targets}
@@ -57,7 +64,14 @@ class Session:
     @property
     def history(self) -> History:
         """As `read_history` would find it now."""
-        return History(self.baseline, tuple(self.candidates), self.validations, self.seconds)
+        return History(self.baseline, tuple(self.candidates), self.validations, self.seconds, self.unvalidable)
+
+    @property
+    def metric(self) -> MainMetric:
+        """What drives the search."""
+        measured = self.baseline.measurements[SEARCH]
+        name = measured.metric or self.problem.provenance.get("metric", "accuracy")
+        return main_metric(name, self.problem.direction, measured.accuracy)
 
     def propose(self) -> Proposal | None:
         """The next thing to evaluate; None when the space holds nothing new."""
@@ -75,7 +89,7 @@ class Session:
         requested = self.problem.space.assignment(proposal.levels)
         priced = [price(t, requested, self._base[t.name]) for t in self.problem.targets]
         started = time.perf_counter()
-        fresh = dict(self.measured)
+        fresh: dict[str, Measurement | Failure] = {**self.failed, **self.measured}
         for result in priced:
             signature = result.executed.signature
             if result.is_feasible and signature not in fresh:
@@ -91,19 +105,28 @@ class Session:
         self._take(candidate)
         return candidate
 
-    def validate(self, executed: Assignment) -> None:
-        """Measure executed formats on the validation split, once."""
+    def validate(self, executed: Assignment) -> Failure | None:
+        """Measure executed formats on the validation split, once; returns why that gave no result, if it did not."""
         started = time.perf_counter()
-        measurement = self.measure(executed, VALIDATION)
+        found = self.measure(executed, VALIDATION)
         spent = time.perf_counter() - started
-        record = {"signature": executed.signature, "measurement": measurement.to_json()}
-        self._writer.append("validation", record, measure_s=spent)
+        failure = found if isinstance(found, Failure) else None
+        result = {"failure": asdict(failure)} if failure else {"measurement": found.to_json()}  # type: ignore[union-attr]
+        self._writer.append("validation", {"signature": executed.signature, **result}, measure_s=spent)
         self.seconds += spent
-        self.validations[executed.signature] = measurement
+        if isinstance(found, Failure):
+            self.unvalidable[executed.signature] = found
+        else:
+            self.validations[executed.signature] = found
+        return failure
 
-    def measure(self, executed: Assignment, split: str) -> Measurement:
+    def measure(self, executed: Assignment, split: str) -> Measurement | Failure:
         """The measurement against FP32; raises InputError when the user's function returns nonsense."""
-        return compare(self.baseline.scores[split], self.problem.scores(executed, split), split)
+        reading = self.problem.reading(executed, split)
+        if isinstance(reading, Failure):
+            return reading
+        fp32 = self.baseline.measurements[split]
+        return self._measurement(self.baseline.scores[split], reading, split, fp32.quality)
 
     def unvalidated(self) -> dict[str, Assignment]:
         """Executed signature -> formats, for members of the targets' fronts that the held-out split has not seen."""
@@ -115,16 +138,21 @@ class Session:
             for point in front(self.candidates, target.name)
         }
         history = self.history
-        return {sig: executed for sig, executed in members.items() if history.validation(sig) is None}
+        return {
+            sig: executed
+            for sig, executed in members.items()
+            if history.validation(sig) is None and sig not in self.unvalidable
+        }
 
     def left_s(self) -> float:
         """Estimated seconds to the end: the candidates' measurements and the front's validation.
 
         Measurements per candidate as so far, or as the seeds need; a validation counts like any other measurement.
         """
-        known = len(self.measured) + len(self.baseline.measurements) - 1 + len(self.validations)
+        searched = len(self.measured) + len(self.failed) - 1
+        known = searched + len(self.baseline.measurements) + len(self.validations) + len(self.unvalidable)
         each = self.seconds / known
-        per_candidate = (len(self.measured) - 1) / self.done if self.done else self._signatures_per_seed()
+        per_candidate = searched / self.done if self.done else self._signatures_per_seed()
         return each * (per_candidate * max(0, self.options.trials - self.done) + len(self.unvalidated()))
 
     def best(self) -> dict[str, Point]:
@@ -141,26 +169,58 @@ class Session:
     def _measure_baseline(self) -> Baseline:
         executed = unquantized(self.problem.workload)
         started = time.perf_counter()
-        scores = {split: self.problem.scores(executed, split) for split in self.problem.splits}
+        readings = {split: self.problem.reading(executed, split) for split in self.problem.splits}
         spent = time.perf_counter() - started
-        measurements = {split: compare(s, s, split) for split, s in scores.items()}
+        scores, measurements = {}, {}
+        for split, reading in readings.items():
+            if isinstance(reading, Failure):
+                raise InputError(
+                    f"the FP32 model cannot be measured: {reading.reason}", where=f"split {split!r}",
+                    expected="finite outputs", way_out="check the model and its data",
+                )  # fmt: skip
+            scores[split] = reading.scores
+            measurements[split] = self._measurement(reading.scores, reading, split, None)
         baseline = Baseline(executed.signature, scores, measurements, self._base)
         self._writer.append("baseline", baseline.to_json(), measure_s=spent)
         self.seconds += spent
         return baseline
 
-    def _judge(self, target: Target, priced: TargetResult, measurement: Measurement | None) -> TargetResult:
+    def _measurement(
+        self, fp32: Scores | float, reading: Reading, split: str, quality: QualityReport | None
+    ) -> Measurement:
+        """The reading against FP32's scores and report."""
+        measured = compare(fp32, reading.scores, split, self.problem.direction, is_continuous=reading.is_continuous)
+        report = None if reading.report is None else reading.report.against(quality)
+        return replace(measured, metric=reading.metric, quality=report)
+
+    def _check_limits_are_known(self) -> None:
+        """Raise InputError where a limit is on a figure that the task does not measure."""
+        known = self.baseline.measurements[SEARCH].figures()
+        for target in self.problem.targets:
+            for limit in target.constraints.set_limits():
+                if limit in ON_MEASUREMENTS and LIMIT_OF[limit] not in known:
+                    raise InputError(
+                        f"the {called(LIMIT_OF[limit])} is limited, but unknown for this task", where=limit,
+                        expected="a classifier's logits, finite ones, and class numbers as labels",
+                        way_out="leave the limit out",
+                    )  # fmt: skip
+
+    def _judge(self, target: Target, priced: TargetResult, measurement: Measurement | Failure | None) -> TargetResult:
         if measurement is None:
             return priced
-        known = {**figures(priced.costs, self._base[target.name]), "drop_points": measurement.drop_points}
+        if isinstance(measurement, Failure):
+            return replace(priced, violations=(*priced.violations, measurement.reason), failure=measurement)
+        known = {**figures(priced.costs, self._base[target.name]), **measurement.figures()}
         violations = sentences(target.constraints.judge(known))
         return TargetResult(target.name, priced.executed, priced.fallbacks, priced.costs, measurement, violations)
 
     def _take(self, candidate: Candidate) -> None:
         """Count a recorded candidate and let every target's study learn from it."""
         new = {r.executed.signature: r.measurement for r in candidate.results if r.measurement is not None}
-        self.done += bool(new.keys() - self.measured.keys())
+        failed = {r.executed.signature: r.failure for r in candidate.results if r.failure is not None}
+        self.done += bool((new.keys() | failed.keys()) - self.measured.keys() - self.failed.keys())
         self.measured |= new
+        self.failed |= failed
         self._seen.add(tuple(r.executed.signature for r in candidate.results))
         self.candidates.append(candidate)
         for target, study in zip(self.problem.targets, self._studies, strict=True):
@@ -171,7 +231,8 @@ class Session:
     def _lesson(self, target: Target, candidate: Candidate) -> Lesson:
         """Values and relative excesses; an unmeasured drop is infeasible anyway and stands in the middle of the known.
 
-        Optuna needs three numbers and ranks infeasible trials by their excess; only GP looks at the stand-in.
+        Optuna needs three numbers and ranks infeasible trials by their excess; only GP looks at the stand-in. GP also
+        wants the same constraints of every trial.
         """
         result = candidate.on(target.name)
         if result.measurement is None:
@@ -180,10 +241,13 @@ class Session:
         else:
             drop = result.measurement.drop_points
         known = figures(result.costs, self._base[target.name])
-        constraints = {}
+        measured = {} if result.measurement is None else result.measurement.figures()
+        constraints = {"failure": float(result.failure is not None)} if self.problem.may_fail else {}
         for limit, bound in target.constraints.set_limits().items():
-            if limit == "max_drop_points":
-                constraints[limit] = 0.0 if result.measurement is None else (drop - bound) / DROP_SCALE_POINTS
+            if limit in ON_MEASUREMENTS:
+                # Unknown where outputs are not finite: as far off as one point, so that the candidate is infeasible.
+                value = measured.get(LIMIT_OF[limit], bound + ONE_POINT[limit])
+                constraints[limit] = 0.0 if result.measurement is None else (value - bound) / ONE_POINT[limit]
             elif limit == "max_latency_rise_ms":
                 constraints[limit] = (known["latency_rise_ms"] - bound) / self._base[target.name]["latency_ms"]
             else:

@@ -16,20 +16,29 @@ from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.table import cost_table
 from haq.precision import BIT_WIDTHS, Assignment, Precision
+from haq.scaling import PLAIN, Scaling
 from haq.trust import Trust
 from haq.workload import Workload
 
 
 def profile_target(
-    workload: Workload, profile: HardwareProfile, constraints: Constraints = NO_LIMITS, *, batch: int = 1
+    workload: Workload,
+    profile: HardwareProfile,
+    constraints: Constraints = NO_LIMITS,
+    *,
+    batch: int = 1,
+    scaling: Scaling = PLAIN,
 ) -> Target:
-    """A hardware profile as a target of the search; what the search asks is looked up, the rest worked out."""
-    table, layers = cost_table(workload, profile, batch=batch), workload.layer_names
-    executed_as, fallback_of = _legalized(workload, profile)
+    """A hardware profile as a target of the search; what the search asks is looked up, the rest worked out.
+
+    scaling: the scales that its bit-widths ask for.
+    """
+    table, layers = cost_table(workload, profile, batch=batch, scaling=scaling), workload.layer_names
+    executed_as, fallback_of = _legalized(workload, profile, scaling)
 
     def to_executed(assignment: Assignment) -> tuple[Assignment, tuple[Fallback, ...]]:
         if tuple(assignment) != layers or not executed_as.keys() >= set(assignment.entries):
-            legal = legalize(workload, assignment, profile)
+            legal = legalize(workload, assignment, profile, scaling)
             return legal.executed, legal.fallbacks
         executed = Assignment(tuple((entry[0], executed_as[entry]) for entry in assignment.entries))
         return executed, tuple(fallback_of[entry] for entry in assignment.entries if entry in fallback_of)
@@ -47,12 +56,14 @@ def profile_target(
 Entry = tuple[str, "int | Precision"]
 
 
-def _legalized(workload: Workload, profile: HardwareProfile) -> tuple[dict[Entry, Precision], dict[Entry, Fallback]]:
+def _legalized(
+    workload: Workload, profile: HardwareProfile, scaling: Scaling
+) -> tuple[dict[Entry, Precision], dict[Entry, Fallback]]:
     """What (layer, bit-width) is executed as, and the fallbacks among them: legalizing goes layer by layer."""
     executed: dict[Entry, Precision] = {}
     fallbacks: dict[Entry, Fallback] = {}
     for bits in BIT_WIDTHS:
-        legal = legalize(workload, Assignment.uniform(workload.layer_names, bits), profile)
+        legal = legalize(workload, Assignment.uniform(workload.layer_names, bits), profile, scaling)
         executed |= {(layer, bits): legal.executed.precision(layer) for layer in workload.layer_names}
         fallbacks |= {(fallback.layer, bits): fallback for fallback in legal.fallbacks}
     return executed, fallbacks

@@ -16,12 +16,14 @@ from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.size import UNQUANTIZED_BYTES, bias_bytes, state_bytes, weight_bytes
 from haq.hardware.work import FP32, Setting
-from haq.precision import FORMATS, Format, Precision
+from haq.precision import Format, Precision
+from haq.scaling import Scaling
 from haq.workload import LayerSpec, Workload, elements
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint8]
 Indices = NDArray[np.intp]
+Seen = NDArray[np.uint16]
 
 BASE = 4
 """Levels that an index leaves room for: two bits each."""
@@ -31,19 +33,19 @@ BASE = 4
 class Shared:
     """Bytes that several layers store once per format: a tied weight, or the bias of a module that runs twice.
 
-    layers: the last one first, since `size_bytes` keeps the last copy of each format. Walking along them, the index is
-    BASE x (formats seen so far, as bits) + level, below 256 for the six formats that exist. stored_bytes: (layers, 256)
-    what the layer adds there, nothing for a format that was seen; seen: (layers, 256) the formats seen after it.
+    layers: the last one first, since `size_bytes` keeps the last copy of each format. Walking along
+    them, the index is BASE x (formats seen so far, as bits) + level. stored_bytes: (layers, indices) what the layer
+    adds there, nothing for a format that was seen; seen: (layers, indices) the formats seen after it.
     """
 
     layers: tuple[int, ...]
     stored_bytes: Floats
-    seen: Codes
+    seen: Seen
 
     def total_bytes(self, levels: Codes) -> Floats:
         """Bytes of each candidate. levels: (layers of the workload, candidates)."""
         total = np.zeros(levels.shape[1])
-        seen = np.zeros(levels.shape[1], dtype=np.uint8)
+        seen = np.zeros(levels.shape[1], dtype=np.uint16)
         for layer, stored_bytes, after in zip(self.layers, self.stored_bytes, self.seen, strict=True):
             index = seen * BASE + levels[layer]
             total += stored_bytes[index]
@@ -103,11 +105,12 @@ class Entries:
     lives: Lives
 
 
-def fill(workload: Workload, profile: HardwareProfile, batch: int, bits: Sequence[int]) -> Entries:
+def fill(workload: Workload, profile: HardwareProfile, batch: int, bits: Sequence[int], scaling: Scaling) -> Entries:
     """The entries for a level per bit-width, each in the precision that it is executed in, priced by the slow path."""
     kernels, setting = plan(workload, profile, batch)
     executed = tuple(
-        tuple(execution(profile, layer, meaning(profile, layer, b))[0] for b in bits) for layer in workload.layers
+        tuple(execution(profile, layer, meaning(profile, layer, b, scaling))[0] for b in bits)
+        for layer in workload.layers
     )
     index: dict[str | None, int] = {name: i for i, name in enumerate(workload.layer_names)}
     index[None] = len(executed)
@@ -210,9 +213,9 @@ def _shared(
     """copy: precisions for which it is equal store one copy."""
     last_first = tuple(reversed(tied))
     numbers = {c: n for n, c in enumerate(dict.fromkeys(copy(p) for i in tied for p in executed[i]))}
-    assert len(numbers) <= len(FORMATS)
-    stored = np.zeros((len(tied), BASE << len(FORMATS)))
-    after = np.zeros((len(tied), BASE << len(FORMATS)), dtype=np.uint8)
+    assert BASE << len(numbers) <= np.iinfo(np.uint16).max
+    stored = np.zeros((len(tied), BASE << len(numbers)))
+    after = np.zeros((len(tied), BASE << len(numbers)), dtype=np.uint16)
     for row, i in enumerate(last_first):
         for level, precision in enumerate(executed[i]):
             bit = 1 << numbers[copy(precision)]

@@ -16,10 +16,10 @@ def of_kernel(kernel: Kernel, precision: Precision, setting: Setting) -> Likenes
     if layer is None:
         read = max(1, sum(read.elements for read in kernel.reads))
         touched = float(batch * max(read, kernel.writes))
-        group = ("glue", kernel.kind, surroundings(kernel), str(precision.activation))
+        group = ("glue", kernel.kind, surroundings(kernel), str(precision.activation.plain))
         return Likeness(group, (1.0, 1.0, 1.0, 1.0, read / kernel.writes, touched))
     if layer.gemm is None:
-        group = (op_class(layer), "", "", str(precision.weight))
+        group = (op_class(layer), "", "", str(precision.weight.plain))
         return Likeness(group, (1.0, 1.0, 1.0, 1.0, 1.0, float(batch * layer.output_elements)))
     fill = "whole" if layer.weight is None or _fills_blocks(layer, setting) else "ragged"
     group = (op_class(layer), fill, "", arithmetic_of(setting.profile, layer, precision))
@@ -29,7 +29,7 @@ def of_kernel(kernel: Kernel, precision: Precision, setting: Setting) -> Likenes
 def of_change(read: Read, writer: Kernel, formats: tuple[Format, Format], setting: Setting) -> Likeness:
     """What a change of format is looked up by: an image may change its layout with it, rows of tokens do not."""
     beside = "image" if surroundings(writer) == "image" else "rows"
-    group = ("convert", "", beside, f"{formats[0]}>{formats[1]}")
+    group = ("convert", "", beside, f"{formats[0].plain}>{formats[1].plain}")
     return Likeness(group, (1.0, 1.0, 1.0, 1.0, 1.0, float(setting.batch * read.elements)))
 
 

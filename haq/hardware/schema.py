@@ -54,9 +54,10 @@ class Means(Strict):
 
 
 class Executes(Strict):
-    """Precisions that the device executes, and for which layers.
+    """Precisions that the device executes, and for which layers. Finer scales are precisions: `int4g64/fp16`.
 
     kinds: empty for all. pointwise: convolutions only with a 1x1 kernel. min_outputs: least output channels.
+    inputs_multiple_of, outputs_multiple_of: of kernels that take whole blocks of a channel's inputs and of outputs.
     arithmetic: the row of [arithmetic] that multiplies; the activation format's unless given.
     otherwise: the reason that a layer hears which asks for this and does not qualify.
     """
@@ -65,6 +66,8 @@ class Executes(Strict):
     kinds: tuple[LayerKind, ...] = ()
     pointwise: bool = False
     min_outputs: int = Field(default=1, ge=1)
+    inputs_multiple_of: int = Field(default=1, ge=1)
+    outputs_multiple_of: int = Field(default=1, ge=1)
     arithmetic: str = ""
     otherwise: str = ""
     source: str = Field(min_length=8)
@@ -190,7 +193,7 @@ _MAY_BE_UNKNOWN = ("on_chip.", "memory.capacity", "latency_spread", "energy.")
 
 
 def _is_unconditional(row: Executes) -> bool:
-    return not row.pointwise and row.min_outputs == 1
+    return not row.pointwise and row.min_outputs == row.inputs_multiple_of == row.outputs_multiple_of == 1
 
 
 def _figures_in(where: str, value: object) -> Iterator[tuple[str, Figure]]:

@@ -41,10 +41,13 @@ def weight_bytes(weight: WeightSpec, fmt: Format) -> int:
     """The packed weight and its scales.
 
     int4 packs two values into a byte, rounded up per tensor; an integer weight has one scale per output channel
-    (an embedding: per row). (64, 3, 7, 7) in int4: 9,408 / 2 + 64 x 4 = 4,960 bytes.
+    (an embedding: per row), or one for every group of a channel's elements that is begun.
+    (64, 3, 7, 7) in int4: 9,408 / 2 + 64 x 4 = 4,960 bytes. (768, 768) in int4g32: 294,912 + 768 x 24 x 4 = 368,640
+    bytes, five bits a weight.
     """
     packed = math.ceil(weight.elements * fmt.bits / 8)
-    return packed + (weight.channels * SCALE_BYTES if fmt.is_integer else 0)
+    scales = weight.channels * (1 if fmt.group is None else math.ceil(weight.depth / fmt.group))
+    return packed + (scales * SCALE_BYTES if fmt.is_integer else 0)
 
 
 def bias_bytes(layer: LayerSpec, precision: Precision) -> int:
@@ -56,9 +59,10 @@ def bias_bytes(layer: LayerSpec, precision: Precision) -> int:
 def state_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Scale and zero-point of each static integer operand: one for a layer with a weight, two for an attention product.
 
-    The operand of an embedding is an index and has neither.
+    The operand of an embedding is an index and has neither; scales per token are found anew in every inference.
     """
-    if not precision.activation.is_integer or layer.kind == "embedding":
+    activation = precision.activation
+    if not activation.is_integer or activation.per_token or layer.kind == "embedding":
         return 0
     operands = len(layer.input_shapes) if layer.weight is None else 1
-    return operands * (SCALE_BYTES + math.ceil(precision.activation.bits / 8))
+    return operands * (SCALE_BYTES + math.ceil(activation.bits / 8))

@@ -14,6 +14,7 @@ from haq.hardware.entries import Entries, Floats, fill
 from haq.hardware.quads import Quads, pack
 from haq.hardware.schema import HardwareProfile
 from haq.precision import BIT_WIDTHS, Assignment, Precision
+from haq.scaling import PLAIN, Scaling
 from haq.workload import Workload
 
 Integers = NDArray[np.int64]
@@ -145,15 +146,21 @@ class CostTable:
 
 
 def cost_table(
-    workload: Workload, profile: HardwareProfile, *, batch: int, bits: Sequence[int] = BIT_WIDTHS
+    workload: Workload,
+    profile: HardwareProfile,
+    *,
+    batch: int,
+    bits: Sequence[int] = BIT_WIDTHS,
+    scaling: Scaling = PLAIN,
 ) -> CostTable:
     """The table of a workload on a target, filled by the formulas of `estimate`; costs a few calls of it.
 
-    bits: the bit-width of each level, ascending; raises InputError unless they are some of BIT_WIDTHS.
+    bits: the bit-width of each level, ascending; raises InputError unless they are some of BIT_WIDTHS. scaling: the
+    scales that they ask for.
     """
     if not bits or list(bits) != [b for b in BIT_WIDTHS if b in bits]:
         raise InputError("bit-widths of a cost table", got=list(bits), expected=f"some of {BIT_WIDTHS}, ascending")
-    entries = fill(workload, profile, batch, bits)
+    entries = fill(workload, profile, batch, bits, scaling)
     by_bits: dict[int | Precision, int] = {b: level for level, b in enumerate(bits)}
     return CostTable(
         target=profile.name,

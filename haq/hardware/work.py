@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from haq.hardware.legalize import arithmetic_of
 from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
-from haq.hardware.size import bias_bytes, weight_bytes
+from haq.hardware.size import SCALE_BYTES, bias_bytes, weight_bytes
 from haq.precision import FORMATS, Format, Precision
 from haq.workload import Gemm, LayerSpec
 
@@ -113,7 +113,7 @@ def own_converts(kernel: Kernel, precision: Precision, setting: Setting) -> Iter
 
     The network's inputs arrive in fp32, or quantized where the runtime takes integers as they are; glue that runs in
     floats between integer layers dequantizes and quantizes; an integer operand of a concatenation that others read too
-    is rescaled.
+    is rescaled; a layer with a scale per token looks for the largest value of every row first.
     """
     fmt = precision.activation
     arrives_as_it_is = setting.profile.overhead.float_input is not None and fmt.is_integer
@@ -130,6 +130,21 @@ def own_converts(kernel: Kernel, precision: Precision, setting: Setting) -> Iter
             if read.rescaled:
                 size = setting.batch * read.elements * fmt.bits / 8
                 yield _moving("convert", size, size, setting)
+    if fmt.per_token and kernel.head is not None and kernel.head.gemm is not None:
+        yield _largest_of_rows(kernel.head, kernel.head.gemm, setting)
+
+
+def _largest_of_rows(layer: LayerSpec, gemm: Gemm, setting: Setting) -> Work:
+    """One more pass over what the layer reads, for the scales of its rows; they have to be known before it is rounded.
+
+    So the pass reads fp32, as all that has no codes here, and layers that read one tensor each make it: a runtime that
+    shares it between them, or finds the scales in the kernel before, does less. A kernel of its own writes the scales.
+    """
+    size = setting.batch * layer.input_elements * FP32.activation.bits / 8
+    if setting.profile.fusion.convert == "kernel":
+        return _moving("convert", size, float(setting.batch * gemm.m * gemm.count * SCALE_BYTES), setting)
+    dram, on_chip = _split(size, setting)
+    return Work("convert", dram_bytes=dram, on_chip_bytes=on_chip, launches=0)
 
 
 def edge_work(read: Read, formats: tuple[Format, Format], setting: Setting) -> Iterator[Work]:

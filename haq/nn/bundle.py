@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from haq.errors import InputError
 from haq.nn.checkpoints import fit_state, load_state, weights_hash
 from haq.nn.task import Inputs, Task, forward
 from haq.nn.training import seeded
-from haq.references import missing_module, resolve
+from haq.nn.user_metrics import UserMetric
+from haq.references import missing_module, resolve, search_current_folder
 from haq.spacefile import InputSpec, SpaceFile
 
 BUILD_SEED = 0
@@ -27,7 +27,7 @@ class Bundle:
     """One network, ready to be traced and measured. model: FP32, eval mode, batch norm not folded.
 
     example: a batch of one. task, weights_hash and data_hash are absent when it was built without data; the model then
-    is untrained, on the meta device wherever its factory allows.
+    is untrained, on the meta device wherever its factory allows. metric: the user's own, where one was given.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Bundle:
     task: Task | None = None
     weights_hash: str | None = None
     data_hash: str | None = None
+    metric: UserMetric | None = None
 
 
 def load_bundle(
@@ -103,8 +104,7 @@ def _builder(space: SpaceFile, model: str | None, weights: Path | None) -> Calla
             raise InputError("the weights are a folder", where=where, got=str(weights), expected="a checkpoint file")
         reference, arguments = space.model.from_folder, {"folder": weights}
     elif model is not None:
-        if str(Path.cwd()) not in sys.path and "" not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+        search_current_folder()
         # Arguments belong to the factory that they are written beside.
         reference, arguments = model, ({} if space.model.factory else dict(space.model.arguments))
         where = "--model"

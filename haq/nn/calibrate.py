@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from haq.errors import InputError, lookup
 from haq.nn.instrument import instrument_ops, shared_copy
-from haq.nn.observers import BINS, DEFAULT_OBSERVER, DEFAULT_WEIGHT_OBSERVER, OBSERVERS, WEIGHT_OBSERVERS, Histograms
+from haq.nn.observers import BINS, DEFAULT_OBSERVER, OBSERVERS, Histograms
 from haq.nn.quantizers import ActivationQuantizer, affine_parameters, largest_code
 from haq.nn.task import Inputs, batch_size, forward, hash_inputs
 from haq.precision import FORMATS, Format
+from haq.techniques import DEFAULT, Stack
 from haq.workload import Workload
 
 Operand = tuple[str, int]
@@ -26,14 +27,15 @@ Operand = tuple[str, int]
 class Calibration:
     """What activation quantizers are made from.
 
-    observer, weight_observer: names in OBSERVERS and WEIGHT_OBSERVERS. samples, data_hash: what was calibrated on.
+    observer: a name in OBSERVERS. stack: how weights are quantized. samples, data_hash, batches: what it was made on.
     operands: one per row of `histograms`. functional: the layers whose op runs outside the module that owns the weight.
     """
 
     observer: str
-    weight_observer: str
+    stack: Stack
     samples: int
     data_hash: str
+    batches: tuple[Inputs, ...] = field(repr=False)
     operands: tuple[Operand, ...]
     functional: frozenset[str]
     histograms: Histograms = field(repr=False)
@@ -42,7 +44,7 @@ class Calibration:
     def quantizers(self) -> dict[tuple[Operand, Format], ActivationQuantizer]:
         """The quantizer of every operand in every integer format, all layers at once."""
         found = {}
-        for fmt in (f for f in FORMATS.values() if f.is_integer):
+        for fmt in (f for f in FORMATS.values() if f.is_integer and f.plain is f):
             ranges = OBSERVERS[self.observer](self.histograms, largest_code(fmt))
             scales, zero_points = affine_parameters(*ranges, largest_code(fmt))
             for operand, scale, zero_point in zip(self.operands, scales, zero_points, strict=True):
@@ -68,7 +70,7 @@ def calibrate(
     batches: Iterable[Inputs],
     *,
     observer: str = DEFAULT_OBSERVER,
-    weight_observer: str = DEFAULT_WEIGHT_OBSERVER,
+    stack: Stack = DEFAULT,
 ) -> Calibration:
     """Observe every layer's operands over the batches; `model` is folded, in eval mode, and stays untouched.
 
@@ -76,9 +78,8 @@ def calibrate(
     operands that become infinite or NaN, and on layers that the data never reaches.
     """
     lookup(OBSERVERS, observer, "observer")
-    lookup(WEIGHT_OBSERVERS, weight_observer, "weight observer")
     data = tuple(batches)
-    _check(data, workload)
+    check_data(data, workload)
     ranges = _Ranges()
     _run(model, workload, data, ranges)
     _check_reached(workload, ranges.reached)
@@ -86,9 +87,10 @@ def calibrate(
     _run(model, workload, data, histograms)
     return Calibration(
         observer,
-        weight_observer,
+        stack,
         sum(batch_size(inputs) for inputs in data),
         hash_inputs(data),
+        data,
         tuple(ranges.low),
         frozenset(ranges.functional),
         histograms.result(),
@@ -181,7 +183,8 @@ def _run(model: nn.Module, workload: Workload, data: Sequence[Inputs], probe: _R
                 ) from error
 
 
-def _check(data: Sequence[Inputs], workload: Workload) -> None:
+def check_data(data: Sequence[Inputs], workload: Workload) -> None:
+    """Raises InputError on no samples and on data that is not finite."""
     if sum(batch_size(inputs) for inputs in data if len(inputs)) == 0:
         raise InputError(
             "no calibration data",

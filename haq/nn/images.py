@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from haq.accuracy import Scores
 from haq.errors import InputError, lookup
-from haq.nn.task import Batch, ClassificationTask, Inputs, forward, logits_of, split_indices
+from haq.nn.metrics import Outputs
+from haq.nn.task import Batch, ClassificationTask, Inputs, forward, logits_of, split_indices, top1_scores
 from haq.spacefile import SpaceFile
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ CENTRE = (0.5, 0.5, 0.5)
 RESIZE_OVER_CROP = 256 / 224
 SPLIT_SEED = 0
 MOST_CALIBRATION = 256
-BATCH = 32
+BATCH = 8
+"""So few that no activation takes 32 MB (in ResNet-50 3.2 MB an image). From there on the C library maps fresh
+memory for each tensor, and a CPU spends a third of the time on clearing its pages."""
 KEPT_IMAGES = 8192
 """Decoded images kept in memory (150 kB each at 224x224), so that a second candidate need not decode them again."""
 
@@ -55,17 +58,24 @@ class ImageFolderTask:
     def calibration(self) -> Sequence[Inputs]:
         return tuple(self._batch(part).inputs for part in _parts(self.rows["calibration"]))
 
+    def outputs(self, model: nn.Module, split: str) -> Outputs:
+        """The logits of the split; raises InputError if classes and logits differ in number."""
+        checked = _ClassCount(model, len(self.classes), str(self.root))
+        # One batch at a time: the images of a large split do not fit into memory as floats.
+        single = (
+            ClassificationTask({split: (self._batch(part),)}, (), self.data_hash)
+            for part in _parts(lookup(self.rows, split, "split"))
+        )
+        found = [task.outputs(checked, split) for task in single]
+        return Outputs(
+            tuple(part for one in found for part in one.parts),
+            tuple(labels for one in found for labels in one.labels),
+            self.classes,
+        )
+
     def scores(self, model: nn.Module, split: str) -> Scores:
         """(n,) 1.0 where the largest logit is the label's; raises InputError if classes and logits differ in number."""
-        checked = _ClassCount(model, len(self.classes), str(self.root))
-        parts = _parts(lookup(self.rows, split, "split"))
-        # One batch at a time: the images of a large split do not fit into memory as floats.
-        return np.concatenate(
-            [
-                ClassificationTask({split: (self._batch(part),)}, (), self.data_hash).scores(checked, split)
-                for part in parts
-            ]
-        )
+        return top1_scores(self.outputs(model, split), split)
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
         pixels = torch.stack([self._pixels(n) for n in numbers]).permute(0, 3, 1, 2).float() / 255

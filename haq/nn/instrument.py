@@ -37,11 +37,39 @@ class Probe(Protocol):
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules that shares every parameter and buffer with the original: milliseconds, no memory."""
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    plain = [module for module in model.modules() if _is_plain(type(module))]
+    for module in plain:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in plain:
+        # What deepcopy would do, but for the dozen empty hook tables of every module, which take most of its time.
+        vars(memo[id(module)]).update(
+            (name, value if isinstance(value, _UNCHANGING) else _copied(name, value, memo))
+            for name, value in vars(module).items()
+            if name != "_compiled_call_impl"  # bound to the original; torch leaves it out of copies too
+        )
     return copy.deepcopy(model, memo)
 
 
-def instrument_modules(model: nn.Module, workload: Workload, probe: Probe, layers: Collection[str]) -> None:
-    """Attach the probe to the named layers of `model` by module hooks, in place: hand in a copy.
+def _is_plain(cls: type[nn.Module]) -> bool:
+    """Whether nothing in the class changes what a copy is."""
+    names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__slots__")
+    own = [base for base in cls.__mro__ if base not in (nn.Module, object)]
+    return not any(name in vars(base) for base in own for name in names)
+
+
+def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    return type(value)() if name in _OWN_TABLES and not value else copy.deepcopy(value, memo)
+
+
+_UNCHANGING = (bool, int, float, str, type(None))
+_OWN_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
+"""The tables that every module has for itself: hooks, parameters, buffers, children."""
+
+
+def instrument_modules(
+    model: nn.Module, workload: Workload, probe: Probe, operands: Collection[str], outputs: Collection[str]
+) -> None:
+    """Show the probe the operands and outputs of the named layers of `model` by module hooks, in place: hand in a copy.
 
     For models whose every layer is a module that is called: nothing but the layers is slowed down.
     """
@@ -50,11 +78,14 @@ def instrument_modules(model: nn.Module, workload: Workload, probe: Probe, layer
     for layer in workload.layers:
         calls.setdefault(layer.module, []).append(layer.name)
     for name, names in calls.items():
-        if set(names) & set(layers):
-            hooks = _LayerHooks(tuple(names), frozenset(layers), probe)
-            if len(names) > 1:
-                model.register_forward_pre_hook(hooks.restart)
-            modules[name].register_forward_pre_hook(hooks.before, with_kwargs=True)
+        read, written = frozenset(operands).intersection(names), frozenset(outputs).intersection(names)
+        if not read and not written:
+            continue
+        hooks = _LayerHooks(tuple(names), read, written, probe)
+        if len(names) > 1:
+            model.register_forward_pre_hook(hooks.restart)
+        modules[name].register_forward_pre_hook(hooks.before, with_kwargs=True)
+        if len(names) > 1 or written:
             modules[name].register_forward_hook(hooks.after)
 
 
@@ -67,10 +98,13 @@ def instrument_ops(model: nn.Module, workload: Workload, probe: Probe, layers: C
 
 
 class _LayerHooks:
-    """The hooks of one module. Changes while the model runs: it counts the module's calls within one forward pass."""
+    """The hooks of one module. Changes while the model runs: it counts the module's calls within one forward pass.
 
-    def __init__(self, names: tuple[str, ...], probed: frozenset[str], probe: Probe) -> None:
-        self._names, self._probed, self._probe = names, probed, probe
+    read, written: those of its calls whose operand and whose output the probe is shown.
+    """
+
+    def __init__(self, names: tuple[str, ...], read: frozenset[str], written: frozenset[str], probe: Probe) -> None:
+        self._names, self._read, self._written, self._probe = names, read, written, probe
         self._call = 0
 
     def restart(self, model: nn.Module, args: Any) -> None:
@@ -78,7 +112,7 @@ class _LayerHooks:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = self._name()
-        if name not in self._probed or isinstance(module, nn.Embedding):
+        if name not in self._read or isinstance(module, nn.Embedding):
             return None
         if args:
             return (self._probe.operand(name, 0, args[0]), *args[1:]), kwargs
@@ -88,7 +122,7 @@ class _LayerHooks:
         name = self._name()
         if len(self._names) > 1:
             self._call += 1
-        return self._probe.output(name, output) if name in self._probed else None
+        return self._probe.output(name, output) if name in self._written else None
 
     def _name(self) -> str:
         if self._call >= len(self._names):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, by_channel, cast, largest_code
+from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, largest_by_channel, largest_code
 from haq.precision import Format, Precision
 
 Stored = QuantizedWeight | Tensor
@@ -91,7 +91,7 @@ class LearnedWeight(nn.Module):
             self.register_buffer("_start", start.scales.clone(), persistent=False)
             self.log_step = nn.Parameter(torch.zeros_like(start.scales))
         else:
-            ranges = by_channel(weight, channel_axis).abs().amax(dim=1)
+            ranges = largest_by_channel(weight, channel_axis)
         # Powers of two, so that a weight which does not move keeps its every bit.
         unit = torch.exp2(torch.floor(torch.log2(torch.where(ranges > 0, ranges, torch.ones_like(ranges)))))
         self.register_buffer("_unit", self._along(unit, weight), persistent=False)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from haq.accuracy import Scores
+from haq.accuracy import Failure, Reading
 from haq.errors import InputError
 from haq.history import SEARCH, VALIDATION
 from haq.nn.bundle import Bundle
-from haq.nn.calibrate import calibrate
+from haq.nn.calibrate import calibrate, check_data
 from haq.nn.checkpoints import weights_hash
 from haq.nn.fold import fold_batch_norm
-from haq.nn.simulate import Simulator
+from haq.nn.judge import Driver, Judge
+from haq.nn.observers import DEFAULT_OBSERVER
+from haq.nn.ptq.structure import restructured
+from haq.nn.simulate import FP32, Simulator
 from haq.nn.subset import cut_search_split
 from haq.nn.task import CallableTask, Inputs, Task
 from haq.nn.trace import trace
 from haq.precision import Assignment
+from haq.techniques import DEFAULT, Stack
 from haq.workload import Workload
 
 
@@ -27,13 +32,25 @@ from haq.workload import Workload
 class Prepared:
     """A network ready to be searched.
 
-    measure: (executed, split) -> scores, for each split in `splits`; provenance: plain data that identifies the input.
+    measure: (executed, split) -> reading, for each split in `splits`; provenance: plain data that identifies the input.
     """
 
     workload: Workload
-    measure: Callable[[Assignment, str], Scores | float]
+    measure: Callable[[Assignment, str], Reading | Failure]
     splits: tuple[str, ...]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a network is quantized: the techniques, the observer of activations, and where quantized layers are kept.
+
+    folder: None for memory.
+    """
+
+    stack: Stack = DEFAULT
+    observer: str = DEFAULT_OBSERVER
+    folder: Path | None = None
 
 
 class _Measure:
@@ -42,23 +59,41 @@ class _Measure:
     A resumed run that has nothing left to measure is never calibrated.
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, task: Task, observer: str) -> None:
-        self._model, self._workload, self._task, self._observer = model, workload, task, observer
+    def __init__(self, model: nn.Module, workload: Workload, task: Task, how: Quantization, driver: Driver) -> None:
+        self._model, self._workload, self._task, self._how = model, workload, task, how
+        self._judge = Judge(task, driver, self._fp32)
         self._simulator: Simulator | None = None
 
-    def __call__(self, executed: Assignment, split: str) -> Scores | float:
+    def __call__(self, executed: Assignment, split: str) -> Reading | Failure:
+        is_fp32 = all(executed.precision(layer) == FP32 for layer in executed)
+        return self._judge(self._build(executed), split, is_fp32=is_fp32)
+
+    def _build(self, executed: Assignment) -> nn.Module:
         if self._simulator is None:
-            calibration = calibrate(self._model, self._workload, self._task.calibration(), observer=self._observer)
-            self._simulator = Simulator(self._model, self._workload, calibration)
-        return self._task.scores(self._simulator.build(executed), split)
+            batches = tuple(self._task.calibration())
+            self._simulator = quantizable(self._model, self._workload, batches, self._how)
+        return self._simulator.build(executed)
+
+    def _fp32(self) -> nn.Module:
+        """The model that FP32 is measured with: techniques may have restructured it, which changes its last digits."""
+        return self._build(Assignment.uniform(self._workload.layer_names, FP32))
 
 
-def prepare(bundle: Bundle, *, observer: str, samples: int | None, metric: str | None) -> Prepared:
-    """The bundle, folded and traced; raises InputError when its task is not the one that the spec asks for."""
+def quantizable(model: nn.Module, workload: Workload, batches: tuple[Inputs, ...], how: Quantization) -> Simulator:
+    """The folded model, restructured and calibrated as `how` says, ready to be built in any precisions.
+
+    Raises InputError as `calibrate` does, on calibration data that cannot be used.
+    """
+    check_data(batches, workload)
+    changed = restructured(model, workload, how.stack, batches)
+    calibration = calibrate(changed, workload, batches, observer=how.observer, stack=how.stack)
+    return Simulator(changed, workload, calibration, how.folder, in_place=True)
+
+
+def prepare(bundle: Bundle, *, how: Quantization, samples: int | None, driver: Driver) -> Prepared:
+    """The bundle, folded and traced, measured by the driver that was chosen for its task."""
     task = bundle.task
     assert task is not None, "a bundle without a task cannot be searched"
-    if metric is not None and metric != task.metric:
-        raise InputError("the task measures something else", where="accuracy.metric", got=metric, expected=task.metric)
     if samples is not None:
         task = cut_search_split(task, samples)
     folded = fold_batch_norm(bundle.model, bundle.example)
@@ -67,12 +102,15 @@ def prepare(bundle: Bundle, *, observer: str, samples: int | None, metric: str |
         "model": bundle.name,
         "weights_hash": bundle.weights_hash,
         "data_hash": bundle.data_hash,
-        "metric": task.metric,
+        "metric": driver.name,
+        # Left out where it is the default, so that runs of before these keys are still the same search.
+        **({"direction": driver.direction} if driver.direction == "minimize" else {}),
+        **({"metric_hash": bundle.metric.source_hash} if bundle.metric and bundle.metric.source_hash else {}),
     }
     # A user's function that knows one data set has nothing to validate on.
     held_out = not isinstance(task, CallableTask) or task.validate is not None
     splits = (SEARCH, VALIDATION) if held_out else (SEARCH,)
-    return Prepared(workload, _Measure(folded, workload, task, observer), splits, provenance)
+    return Prepared(workload, _Measure(folded, workload, task, how, driver), splits, provenance)
 
 
 def bundle_in_memory(

@@ -10,12 +10,11 @@ from haq.errors import InputError
 from haq.nn.calibrate import Calibration, Operand
 from haq.nn.instrument import shared_copy
 from haq.nn.lsq import LearnedBias, LearnedOperand, LearnedWeight, Stored, round_to_format
-from haq.nn.observers import WEIGHT_OBSERVERS
-from haq.nn.quantizers import by_channel, executed_weight, quantize_weight
+from haq.nn.ptq.layers import arithmetic
+from haq.nn.quantizers import executed_weight, largest_by_channel
 from haq.nn.simulate import Simulator
 from haq.nn.tuned import Tuned, bias_key, joined, operands, part
 from haq.nn.visible import instrument_visibly
-from haq.nn.weights import arithmetic
 from haq.precision import FORMATS, Assignment, Precision
 from haq.workload import LayerSpec, Workload, elements
 
@@ -33,6 +32,7 @@ class Trainable(nn.Module):
         super().__init__()
         simulator = Simulator(model, workload, calibration)
         simulator.build(executed)  # refuses what does not fit
+        _check_scales(workload, executed)
         _check_ties(workload, executed)
         network = shared_copy(model).eval()
         # In tuples: their parameters are no part of this module.
@@ -40,6 +40,7 @@ class Trainable(nn.Module):
         self._precisions = {name: executed.precision(name) for name in workload.layer_names}
         self._fixed: dict[str, tuple[Stored, Tensor]] = {}
         self._weights: dict[str, LearnedWeight] = {}
+        self._shifts: dict[str, Tensor | None] = {}
         self._biases: dict[str, LearnedBias] = {}
         self._operands: dict[Operand, LearnedOperand] = {}
         trained = {layer.weight.key for layer in workload.layers if layer.weight and layer.kind != "embedding"}
@@ -98,7 +99,9 @@ class Trainable(nn.Module):
         key, axis, precision = layer.weight.key, layer.weight.channel_axis, self._precisions[layer.name]
         if key not in self._weights and key not in self._fixed:
             weight = part(self._model[0], key)
-            start = _start(weight, layer, precision, simulator, calibration)
+            quantized = simulator.stored(layer, precision.weight) if precision.weight.is_integer else None
+            start = weight if quantized is None else quantized.weight
+            self._shifts[key] = None if quantized is None else quantized.shift
             if key in trained:
                 self._weights[key] = LearnedWeight(weight, start, axis, precision)
             else:
@@ -108,26 +111,25 @@ class Trainable(nn.Module):
             unit = _bias_unit(
                 part(self._model[0], key), axis, calibration.quantizer(layer.name, 0, FORMATS["int8"]).scale
             )
-            self._biases[bias] = LearnedBias(part(self._model[0], bias), unit, arithmetic(precision))
+            first, shift = part(self._model[0], bias), self._shifts[key]
+            # The correction that post-training quantization made is where training begins.
+            corrected = first if shift is None or shift.shape != first.shape else first + shift
+            self._biases[bias] = LearnedBias(corrected, unit, arithmetic(precision))
 
 
-def _start(
-    weight: Tensor, layer: LayerSpec, precision: Precision, simulator: Simulator, calibration: Calibration
-) -> Stored:
-    """The weight as post-training quantization stores it."""
-    assert layer.weight is not None
-    axis, fmt = layer.weight.channel_axis, precision.weight
-    if not fmt.is_integer:
-        return weight
-    if "[" not in layer.weight.key:
-        return simulator.stored_weight(layer, fmt)
-    # Rows of a packed parameter: the simulator keeps whole ones.
-    return quantize_weight(weight, WEIGHT_OBSERVERS[calibration.weight_observer](weight, axis, fmt), axis, fmt)
+def _check_scales(workload: Workload, executed: Assignment) -> None:
+    for layer in workload.layers:
+        precision = executed.precision(layer.name)
+        if precision.weight.group is not None or precision.activation.per_token:
+            raise InputError(
+                "finetuning learns one scale per output channel and per activation", where=layer.name,
+                got=str(precision), expected=str(precision.plain), way_out="finetune a config without finer scales",
+            )  # fmt: skip
 
 
 def _bias_unit(weight: Tensor, channel_axis: int, int8_scale: float) -> Tensor:
     """(channels,) what the largest weight adds at half of the operand's range: biases learn as fast as weights do."""
-    largest = by_channel(weight, channel_axis).abs().amax(dim=1) * (int8_scale * 128)
+    largest = largest_by_channel(weight, channel_axis) * (int8_scale * 128)
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 

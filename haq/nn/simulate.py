@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from haq.errors import InputError
-from haq.nn.calibrate import Calibration
+from haq.nn.calibrate import Calibration, Operand
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
-from haq.nn.quantizers import QuantizedWeight, cast
-from haq.nn.weights import WeightCache, arithmetic
+from haq.nn.ptq.layers import QuantizedLayers, Recipe, arithmetic
+from haq.nn.ptq.per_token import round_per_token
+from haq.nn.ptq.stored import StoredLayer
+from haq.nn.quantizers import cast
+from haq.nn.sole_readers import clamps, sole_readers
 from haq.precision import FORMATS, Assignment, Format, Precision
 from haq.workload import LayerSpec, Workload
 
@@ -32,13 +37,27 @@ def apply(model: nn.Module, workload: Workload, executed: Assignment, calibratio
 class Simulator:
     """Builds candidates of one model in milliseconds.
 
-    Changes as it is used: it keeps every quantized weight (`WeightCache` says in how much memory; for int4/int8 and
-    int8/int8 it is 2.5 times the FP32 weights). A candidate is a copy of the module tree with references swapped.
-    Candidates share tensors with the model and each other: read them, never train them (that is what `apply` is for).
+    Changes as it is used: it keeps every quantized layer (`QuantizedLayers`). A candidate is a copy of the module tree
+    with references swapped. Candidates share tensors with the model and each other: read them, never train them (that
+    is what `apply` is for).
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, calibration: Calibration) -> None:
-        """Raises InputError if the calibration is of another model."""
+    def __init__(
+        self,
+        model: nn.Module,
+        workload: Workload,
+        calibration: Calibration,
+        folder: Path | None = None,
+        *,
+        in_place: bool = False,
+    ) -> None:
+        """Raises InputError if the calibration is of another model.
+
+        folder: where quantized layers are kept; None for memory.
+        in_place: integer operands that nothing else in the traced network reads are rounded where they stand, and a
+        ReLU before them is left out where the rounding cuts off as much. The numbers are the same in less time, but an
+        activation that a hook of the caller's keeps may be rounded later on: leave it off to look into candidates.
+        """
         seen = {layer for layer, _ in calibration.operands}
         missing = [layer.name for layer in workload.layers if layer.kind != "embedding" and layer.name not in seen]
         if missing:
@@ -49,12 +68,15 @@ class Simulator:
                 way_out="calibrate with this model and workload",
             )
         self._model, self._workload, self._calibration = model, workload, calibration
-        self._weights = WeightCache(calibration.weight_observer)
+        self._layers = QuantizedLayers(model, workload, Recipe(calibration.stack, calibration.batches, folder))
+        self._in_place = sole_readers(workload) if in_place else frozenset()
+        self._clamps = clamps(model, workload) if in_place else ()
 
     def build(self, executed: Assignment) -> nn.Module:
         """A model in the executed precisions; raises InputError if the assignment does not fit the workload."""
         functional = self._calibration.functional
         precisions = _check(executed, self._workload, functional)
+        self._layers.prepare(precisions)
         model = shared_copy(self._model)
         modules = dict(model.named_modules())
         swapped = set()
@@ -62,67 +84,86 @@ class Simulator:
             if layer.weight is not None and layer.name not in functional and precisions[layer.name] != FP32:
                 self._swap(modules, layer, precisions[layer.name])
                 swapped.add(layer.module)
-        rounding = _Rounding(precisions, self._calibration, self._weights, frozenset(swapped))
+        functional_parameters = _Functional(self._workload, self._layers, swapped)
+        rounding = _Rounding(precisions, self._calibration, functional_parameters, self._in_place)
         if functional or any(layer.kind == "matmul" for layer in self._workload.layers):
             instrument_ops(model, self._workload, rounding, {n for n, p in precisions.items() if p != FP32})
         else:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
-            instrument_modules(model, self._workload, rounding, reading)
+            writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}
+            instrument_modules(model, self._workload, rounding, reading, writing)
+        for clamp in self._clamps:
+            fmt = precisions[clamp.layer].activation
+            is_static = fmt.is_integer and not fmt.per_token
+            if is_static and clamp.is_part_of(self._calibration.quantizer(clamp.layer, 0, fmt)):
+                model.set_submodule(clamp.module, nn.Identity())
         return model
 
-    def stored_weight(self, layer: LayerSpec, fmt: Format) -> QuantizedWeight:
-        """The codes and scales of a layer's weight in an integer format."""
-        assert layer.weight is not None
-        owner, name, _ = _parameters(dict(self._model.named_modules()), layer)
-        weight = owner.get_parameter(name)
-        return self._weights.stored(layer.weight.key, weight, layer.weight.channel_axis, fmt)
+    def stored(self, layer: LayerSpec, fmt: Format) -> StoredLayer:
+        """The codes and scales of a layer's weight in an integer format, and what its bias gains."""
+        return self._layers.stored(layer, fmt)
 
     def _swap(self, modules: Mapping[str, nn.Module], layer: LayerSpec, precision: Precision) -> None:
         assert layer.weight is not None
         owner, name, bias_name = _parameters(modules, layer)
-        # Once per module: at its second call the parameter is rounded already, and the cache answers by name.
-        key, axis = layer.weight.key, layer.weight.channel_axis
-        owner._parameters[name] = self._weights.executed(key, owner.get_parameter(name), axis, precision)
+        if layer.name != layer.module:
+            return  # the module's second call finds its parameters swapped
+        owner._parameters[name] = self._layers.weight(layer, precision)
         bias = owner._parameters.get(bias_name)
         if bias is not None:
-            owner._parameters[bias_name] = self._weights.bias(f"{layer.module}.{bias_name}", bias, precision)
+            owner._parameters[bias_name] = self._layers.bias(layer, bias, precision)
+
+
+class _Functional:
+    """The parameters of layers that no module owns. swapped: modules whose parameters are rounded already."""
+
+    def __init__(self, workload: Workload, layers: QuantizedLayers, swapped: Collection[str]) -> None:
+        self._specs = {layer.name: layer for layer in workload.layers}
+        self._layers, self._swapped = layers, frozenset(swapped)
+
+    def parameter(self, layer: str, x: Tensor, channel_axis: int | None, precision: Precision) -> Tensor:
+        """The weight (or, without a channel axis, the bias) that takes the place of `x`."""
+        spec = self._specs[layer]
+        if spec.module in self._swapped:
+            return x
+        if channel_axis is None:
+            return self._layers.bias(spec, x, precision)
+        return self._layers.functional(spec, x, channel_axis, precision)
 
 
 class _Rounding:
     """The probe that rounds operands, outputs and the parameters of functional layers as the precisions say.
 
-    swapped: modules whose parameters are rounded already.
+    in_place: layers whose integer operand may be written over.
     """
 
     def __init__(
         self,
         precisions: Mapping[str, Precision],
         calibration: Calibration,
-        weights: WeightCache,
-        swapped: frozenset[str],
+        functional: _Functional,
+        in_place: frozenset[str] = frozenset(),
     ) -> None:
-        self._precisions, self._weights, self._swapped = precisions, weights, swapped
+        self._precisions, self._functional = precisions, functional
         self._arithmetic = {name: arithmetic(precision) for name, precision in precisions.items()}
-        self._quantizers = {
-            (name, index): calibration.quantizer(name, index, precisions[name].activation)
-            for name, index in calibration.operands
-            if precisions[name].activation.is_integer
-        }
+        self._operands: dict[Operand, Callable[[Tensor], Tensor]] = {}
+        for name, index in calibration.operands:
+            fmt = precisions[name].activation
+            if fmt.per_token:
+                self._operands[name, index] = partial(round_per_token, fmt=fmt)
+            elif fmt.is_integer:
+                quantizer = calibration.quantizer(name, index, fmt)
+                self._operands[name, index] = quantizer.in_place if name in in_place else quantizer
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        if self._precisions[layer].activation.is_integer:
-            return self._quantizers[layer, index](x)
-        return cast(x, self._precisions[layer].activation)
+        rounded = self._operands.get((layer, index))
+        return cast(x, self._precisions[layer].activation) if rounded is None else rounded(x)
 
     def output(self, layer: str, y: Tensor) -> Tensor:
         return cast(y, self._arithmetic[layer])
 
     def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
-        if layer.split("@")[0] in self._swapped:
-            return x
-        if channel_axis is None:
-            return cast(x, self._arithmetic[layer])
-        return self._weights.executed(layer, x, channel_axis, self._precisions[layer])
+        return self._functional.parameter(layer, x, channel_axis, self._precisions[layer])
 
 
 def _parameters(modules: Mapping[str, nn.Module], layer: LayerSpec) -> tuple[nn.Module, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from haq.accuracy import Scores
 from haq.errors import InputError, lookup
+from haq.nn.metrics import Outputs, check_classification, right
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 """One batch as the model takes it: positional tensors, or keyword tensors. The first axis is the batch."""
@@ -30,7 +31,10 @@ class Batch:
 
 
 class Task(Protocol):
-    """Data with a metric. `data_hash` names the content of all its splits."""
+    """Data with a metric. `data_hash` names the content of all its splits.
+
+    One that also has `outputs` (HasOutputs) is judged by any metric, and its measurements carry all of METRICS.
+    """
 
     @property
     def metric(self) -> str: ...
@@ -45,31 +49,48 @@ class Task(Protocol):
         """Per-sample scores in a fixed order (or one number) of `model` on the split `search` or `validation`."""
 
 
+@runtime_checkable
+class HasOutputs(Protocol):
+    """A task that shows what a model answers, so that metrics can be chosen apart from it."""
+
+    def outputs(self, model: nn.Module, split: str) -> Outputs:
+        """What the model answers on the split, from one pass, and what is right, in a fixed order."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassificationTask:
     """Prepared batches per split; a sample scores 1.0 where the largest logit is the label's, else 0.0.
 
-    splits: at least `search` and `validation`. A sample with a NaN among its logits scores 0.0: a candidate whose fp16
-    overflowed is wrong, never lucky.
+    splits: at least `search` and `validation`. A sample with a NaN or an infinity among its logits scores 0.0: a
+    candidate whose fp16 overflowed is wrong, never lucky. class_names: in the order of the logits, where known.
     """
 
     splits: Mapping[str, tuple[Batch, ...]]
     calibration_batches: tuple[Inputs, ...]
     data_hash: str
     metric: str = "top-1 accuracy"
+    class_names: tuple[str, ...] = ()
 
     def calibration(self) -> Sequence[Inputs]:
         return self.calibration_batches
 
-    def scores(self, model: nn.Module, split: str) -> Scores:
-        """(n,) scores; raises InputError on an unknown split, on no samples, and on outputs that are no logits."""
-        right = []
-        with torch.inference_mode():
-            for batch in lookup(self.splits, split, "split"):
-                right.append(_right(forward(model, batch.inputs), batch.labels, split))
-        if not right:
+    def outputs(self, model: nn.Module, split: str) -> Outputs:
+        """The logits of the split; raises InputError on an unknown split, on no samples, and on no logits."""
+        batches = lookup(self.splits, split, "split")
+        if not batches:
             raise InputError("the split is empty", where=f"split {split!r}", got=0, expected="at least one batch")
-        return torch.cat(right).double().cpu().numpy()
+        with torch.inference_mode():
+            parts = [logits_of(forward(model, batch.inputs)) for batch in batches]
+        # Cloned outside of the inference mode, since users' metrics may do what it forbids.
+        return Outputs(
+            tuple(part.detach().cpu().clone() for part in parts),
+            tuple(batch.labels.cpu() for batch in batches),
+            self.class_names,
+        )
+
+    def scores(self, model: nn.Module, split: str) -> Scores:
+        """(n,) scores; raises InputError as `outputs` does, and on logits that do not fit the labels."""
+        return top1_scores(self.outputs(model, split), split)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,23 +116,31 @@ class CallableTask:
 
     def scores(self, model: nn.Module, split: str) -> Scores | float:
         """What the user's function returns, as float64; raises InputError if it is neither a number nor an array."""
+        return as_scores(self.answer(model, split), "the evaluate function", split)
+
+    def answer(self, model: nn.Module, split: str) -> object:
+        """What the user's function returns, as it is."""
         function = lookup({"search": self.evaluate, "validation": self.validate or self.evaluate}, split, "split")
         with torch.inference_mode():
-            raw = function(model)
-        try:
-            if raw is None:
-                raise TypeError  # numpy would turn a forgotten `return` into NaN
-            array = np.asarray(raw.cpu() if isinstance(raw, Tensor) else raw, dtype=np.float64)
-        except (TypeError, ValueError):
-            array = np.empty((0, 0))
-        if array.ndim > 1:
-            raise InputError(
-                "the evaluate function returned neither a number nor one score per sample",
-                where=f"split {split!r}",
-                got=type(raw).__name__ if array.size == 0 else array.shape,
-                expected="a float or an array of shape (samples,)",
-            )
-        return float(array) if array.ndim == 0 else array
+            return function(model)
+
+
+def as_scores(raw: object, whose: str, split: str) -> Scores | float:
+    """A number or per-sample scores as float64; raises InputError, naming `whose` they are, if they are neither."""
+    try:
+        if raw is None:
+            raise TypeError  # numpy would turn a forgotten `return` into NaN
+        array = np.asarray(raw.detach().cpu() if isinstance(raw, Tensor) else raw, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty((0, 0))
+    if array.ndim > 1:
+        raise InputError(
+            f"{whose} returned neither a number nor one score per sample",
+            where=f"split {split!r}",
+            got=type(raw).__name__ if array.size == 0 else array.shape,
+            expected="a float or an array of shape (samples,)",
+        )
+    return float(array) if array.ndim == 0 else array
 
 
 def forward(model: nn.Module, inputs: Inputs) -> object:
@@ -123,6 +152,13 @@ def batch_size(inputs: Inputs) -> int:
     """How many samples the batch holds."""
     tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
     return int(tensors[0].shape[0])
+
+
+def first_samples(inputs: Inputs, count: int) -> Inputs:
+    """The first `count` samples of a batch, or all of them where there are fewer."""
+    if isinstance(inputs, dict):
+        return {name: tensor[:count] for name, tensor in inputs.items()}
+    return tuple(tensor[:count] for tensor in inputs)
 
 
 def logits_of(output: object) -> Tensor:
@@ -171,13 +207,7 @@ def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, 
     }
 
 
-def _right(output: object, labels: Tensor, split: str) -> Tensor:
-    logits = logits_of(output)
-    if logits.dim() != 2 or len(logits) != len(labels):
-        raise InputError(
-            "the logits do not fit the labels",
-            where=f"split {split!r}",
-            got=tuple(logits.shape),
-            expected=f"shape ({len(labels)}, classes)",
-        )
-    return (logits.argmax(dim=1) == labels.to(logits.device)) & ~logits.isnan().any(dim=1)
+def top1_scores(outputs: Outputs, split: str) -> Scores:
+    """(n,) 1.0 where the largest logit is the label's; raises InputError on logits that do not fit the labels."""
+    check_classification(outputs, split)
+    return right(outputs, outputs)

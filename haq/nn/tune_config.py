@@ -17,12 +17,14 @@ from haq.nn.bundle import Bundle
 from haq.nn.calibrate import calibrate
 from haq.nn.finetune import EpochDone, Finetuned, Job, Settings, Started, TuneOptions, finetune
 from haq.nn.fold import fold_batch_norm
+from haq.nn.observers import DEFAULT_OBSERVER
 from haq.nn.task import CallableTask
 from haq.nn.trace import trace
 from haq.nn.training import BatchSource
 from haq.nn.tuned import Tuned, build_tuned, file_hash, write_tuned
 from haq.precision import Precision
 from haq.rundir import versions
+from haq.techniques import DEFAULT_STACK, STRUCTURE, Stack
 
 METRICS = {SEARCH: "accuracy", VALIDATION: "accuracy_validation"}
 """Split -> its key among a config's metrics."""
@@ -93,7 +95,7 @@ def finetune_config(
     check_same(raw, bundle, files.config)
     model = fold_batch_norm(bundle.model, bundle.example)
     workload = trace(model, bundle.example, name=bundle.name)
-    calibration = calibrate(model, workload, task.calibration())
+    calibration = calibrate(model, workload, task.calibration(), **_how(raw))
     job = Job(model, workload, executed_assignment(raw), calibration, task, batches)
     identity = {
         "config": file_hash(files.config),
@@ -126,6 +128,16 @@ def finetune_config(
     write_config(files.out, result)
     files.checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _how(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """How the config was quantized, as `calibrate` takes it: haq's own way where it does not say.
+
+    Structural techniques are left out: training starts from the network as it is.
+    """
+    said = raw.get("quantization", {})
+    names = [name for name in said.get("ptq", DEFAULT_STACK) if name not in STRUCTURE]
+    return {"stack": Stack.of(names), "observer": said.get("observer", DEFAULT_OBSERVER)}
 
 
 def _measurements(job: Job, found: Finetuned) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,9 +16,9 @@ from haq.errors import InputError
 from haq.nn.calibrate import Operand
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
 from haq.nn.lsq import Stored
+from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, executed_weight
 from haq.nn.tensorfile import read_tensors, write_tensors
-from haq.nn.weights import arithmetic
 from haq.precision import Assignment, Precision
 from haq.workload import LayerSpec, Workload
 
@@ -69,7 +69,8 @@ def build_tuned(model: nn.Module, workload: Workload, executed: Assignment, tune
     if tuned.functional or any(layer.kind == "matmul" for layer in workload.layers):
         instrument_ops(built, workload, probe, frozenset(workload.layer_names))
     else:
-        instrument_modules(built, workload, probe, frozenset(workload.layer_names))
+        every = frozenset(workload.layer_names)
+        instrument_modules(built, workload, probe, every, every)
     return built
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from haq.quality import DIRECTIONS, MainMetric, main_metric
 from haq.spec import Spec
+from haq.techniques import Stack
 
 _KIND = {"mobile": "a mobile device", "server": "a server"}
 
 
-def brief(spec: Spec) -> str:
-    """The text of the brief, one section per part of the template, several lines."""
+def brief(spec: Spec, metric: MainMetric | None = None) -> str:
+    """The text of the brief, one section per part of the template, several lines.
+
+    metric: what drives the search, once a run knows its name and direction.
+    """
     sections = (
         ("Scope", _scope(spec)),
         ("Hardware", f"{', '.join(spec.hardware.targets)}; batch {spec.hardware.batch}"),
-        ("Accuracy", _accuracy(spec)),
+        ("Accuracy", _accuracy(spec, metric)),
         ("Latency", _latency(spec)),
         ("Recovery", _recovery(spec)),
         ("Deployment", _deployment(spec)),
@@ -34,18 +39,38 @@ def _scope(spec: Spec) -> str:
     return "; ".join(parts)
 
 
-def _accuracy(spec: Spec) -> str:
+def _accuracy(spec: Spec, metric: MainMetric | None) -> str:
     accuracy = spec.accuracy
     drop = accuracy.max_drop_points
-    parts = [f"at most {drop:g} points below FP32" if drop is not None else "no limit on the drop"]
-    parts += [f"metric {accuracy.metric}"] if accuracy.metric else []
+    known = metric if metric is not None else _asked(spec)
+    side = "below" if known is None or known.direction == "maximize" else "above"
+    parts = [f"at most {drop:g} points {side} FP32" if drop is not None else "no limit on the drop"]
+    limits = (
+        (accuracy.max_class_drop_points, "no class more than {} points below FP32"),
+        (accuracy.max_kl_nats, "KL divergence from FP32 at most {} nats"),
+        (accuracy.min_agreement, "answers FP32's on at least {} of the samples"),
+    )
+    parts += [sentence.format(f"{limit:g}") for limit, sentence in limits if limit is not None]
+    if known is not None:
+        parts.append(f"metric {known.name}, {known.direction}d; a point of drop is {known.drop_formula}")
+    else:
+        parts.append(f"metric {accuracy.metric or 'of the task'}, in its own direction")
     parts.append(
         f"measured on {accuracy.samples:,} samples of the search split"
         if accuracy.samples
         else "measured on the whole search split"
     )
     parts.append(f"activation ranges by {accuracy.observer}")
+    parts.append(f"weights by {Stack(accuracy.ptq)}")
     return "; ".join(parts)
+
+
+def _asked(spec: Spec) -> MainMetric | None:
+    """What the spec alone says of the metric; None where only the task or the metric itself knows its direction."""
+    name, stated = spec.accuracy.metric, spec.accuracy.direction
+    direction = stated.get(name or "") if isinstance(stated, dict) else stated
+    direction = DIRECTIONS.get(name or "", direction)
+    return None if name is None or direction is None else main_metric(name, direction, None)
 
 
 def _latency(spec: Spec) -> str:

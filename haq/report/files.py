@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from haq.candidate import Candidate
 from haq.constraints import Constraints
 from haq.front import front
 from haq.report.brief import brief
@@ -16,7 +19,7 @@ PICTURE_FILE, BRIEF_FILE = "front.png", "brief.txt"
 
 def write_report(run: Run) -> None:
     """Write the picture and the brief of a run, finished or not."""
-    write_atomically(run.path / BRIEF_FILE, brief(spec_of(run)) + "\n")
+    write_atomically(run.path / BRIEF_FILE, brief(spec_of(run), run.metric) + "\n")
     draw_front(picture_of(run), run.path / PICTURE_FILE)
 
 
@@ -31,11 +34,25 @@ def picture_of(run: Run) -> Picture:
     # The spec names a target as the user did, which may be a path; run.json lists the profiles in the same order.
     limits = dict(zip(run.targets, map(spec.constraints, spec.hardware.targets), strict=True))
     panels = tuple(_panel(run, target, limits[target]) for target in run.targets)
-    return Picture(str(run.info["provenance"].get("model", run.path.name)), spec.hardware.batch, panels)
+    return Picture(str(run.info["provenance"].get("model", run.path.name)), spec.hardware.batch, panels, run.metric)
 
 
 def _panel(run: Run, target: str, limits: Constraints) -> Panel:
     about = run.info["targets"][target]
     members = frozenset(point.candidate.number for point in front(run.history.candidates, target))
     fp32 = run.history.baseline.costs[target] if run.history.baseline else {}
-    return Panel(target, about["title"], Trust.from_json(about), run.history.candidates, members, limits, fp32)
+    candidates = run.history.candidates
+    if not run.metric.is_fraction:
+        candidates = tuple(map(_as_change, candidates))
+    return Panel(target, about["title"], Trust.from_json(about), candidates, members, limits, fp32)
+
+
+def _as_change(candidate: Candidate) -> Candidate:
+    """The candidate with its change against FP32 in place of a metric that has no percent and perhaps no upper end."""
+    results = tuple(
+        replace(r, measurement=replace(r.measurement, accuracy=-r.measurement.drop_points / 100))
+        if r.measurement is not None
+        else r
+        for r in candidate.results
+    )
+    return replace(candidate, results=results)

@@ -18,6 +18,7 @@ from haq.accuracy import Measurement
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import Constraints
 from haq.pareto import non_dominated
+from haq.quality import ACCURACY, MainMetric
 from haq.trust import Trust
 
 FRONT, DOMINATED, INFEASIBLE, LIMIT, BASELINE = "#0b5fa5", "#9aa3ad", "#c98b8b", "#d9822b", "#222222"
@@ -44,11 +45,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that `front.png` shows. batch: what every latency is for."""
+    """All that `front.png` shows. batch: what every latency is for.
+
+    metric: on the y axis, in percent; where it is no fraction, candidates carry their change against FP32 instead.
+    """
 
     network: str
     batch: int
     panels: tuple[Panel, ...]
+    metric: MainMetric = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def front_figure(picture: Picture) -> Figure:
         if not is_single:
             grid[0][column].set_title(_device(panel), fontsize=10)
     for row in grid:
-        row[0].set_ylabel("measured accuracy, %")
+        row[0].set_ylabel(_y_label(picture.metric))
     title = headline(picture) + (f"\n{_device(picture.panels[0])}" if is_single else "")
     figure.suptitle(title, fontsize=12)
     _legend(figure, [axes for row in grid for axes in row])
@@ -96,7 +101,13 @@ def headline(picture: Picture) -> str:
     if measured is None:
         return f"{picture.network}: no candidate was measured"
     samples = f", n = {measured.samples:,}" if measured.samples > 1 else ""
-    return f"{picture.network}: accuracy measured (split {measured.split!r}{samples}), latency modelled"
+    return f"{picture.network}: {picture.metric.noun} measured (split {measured.split!r}{samples}), latency modelled"
+
+
+def _y_label(metric: MainMetric) -> str:
+    if metric.is_fraction:
+        return f"measured {metric.noun}, %"
+    return f"measured change of {metric.noun} against FP32, points (up is better)"
 
 
 def _device(panel: Panel) -> str:

@@ -51,6 +51,8 @@ class InvertedBlock(nn.Module):
         if self.expands:
             self._expand_conv = nn.Conv2d(channels, inner, 1, bias=False)
             self._bn0 = BatchNorm(inner)
+        # Modules, not functions: cross-layer equalization puts clips of its own in their place.
+        self._clip0, self._clip1 = nn.ReLU6(), nn.ReLU6()
         # At stride 1 the SAME border is symmetric and the convolution's own; at stride 2 it is not, and padded apart.
         padding = spec.kernel // 2 if stride == 1 else 0
         self._depthwise_conv = nn.Conv2d(inner, inner, spec.kernel, stride, padding, groups=inner, bias=False)
@@ -61,10 +63,10 @@ class InvertedBlock(nn.Module):
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
-        out = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        out = self._clip0(self._bn0(self._expand_conv(x))) if self.expands else x
         if self._depthwise_conv.stride[0] > 1:
             out = same_padded(out, self._depthwise_conv.kernel_size[0], self._depthwise_conv.stride[0])
-        out = nn.functional.relu6(self._bn1(self._depthwise_conv(out)))
+        out = self._clip1(self._bn1(self._depthwise_conv(out)))
         out = self._bn2(self._project_conv(out))
         if not self.has_shortcut:
             return out  # type: ignore[no-any-return]
@@ -83,6 +85,7 @@ class EfficientNetLite(nn.Module):
         widths = [STEM, *(stage.out for stage, _ in rows)]
         self._conv_stem = nn.Conv2d(3, STEM, 3, 2, bias=False)
         self._bn0 = BatchNorm(STEM)
+        self._clip0, self._clip1 = nn.ReLU6(), nn.ReLU6()
         self._blocks = nn.ModuleList(
             InvertedBlock(width, stage, stride, drop_rate * i / len(rows))
             for i, (width, (stage, stride)) in enumerate(zip(widths, rows, strict=False))
@@ -94,10 +97,10 @@ class EfficientNetLite(nn.Module):
         self._fc = nn.Linear(HEAD, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.relu6(self._bn0(self._conv_stem(same_padded(x, 3, 2))))
+        x = self._clip0(self._bn0(self._conv_stem(same_padded(x, 3, 2))))
         for block in self._blocks:
             x = block(x)
-        x = nn.functional.relu6(self._bn1(self._conv_head(x)))
+        x = self._clip1(self._bn1(self._conv_head(x)))
         return self._fc(self._dropout(self._avg_pooling(x).flatten(1)))  # type: ignore[no-any-return]
 
 

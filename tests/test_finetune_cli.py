@@ -144,7 +144,8 @@ def test_a_config_is_finetuned_and_its_numbers_give_the_accuracy_that_it_states(
         # FP32 is right throughout, since it gave the labels.
         assert metric["drop_points"] == pytest.approx(100 * (1 - metric["value"]))
         assert "drop_interval" in metric
-    assert how["before"]["accuracy"]["value"] < tuned["metrics"]["accuracy"]["value"]
+    # The start is one of the epochs to choose from; that training gains something is test_finetune's to show.
+    assert how["before"]["accuracy"]["value"] <= tuned["metrics"]["accuracy"]["value"]
 
 
 def test_json_is_the_config(haq: Haq, space: Path, config: Path, tmp_path: Path) -> None:

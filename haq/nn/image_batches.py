@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from haq.errors import InputError
-from haq.nn.images import BATCH, CENTRE, DEVIATION, MEAN, RESIZE_OVER_CROP, list_images, resized
+from haq.nn.images import CENTRE, DEVIATION, MEAN, RESIZE_OVER_CROP, list_images, resized
 from haq.spacefile import SpaceFile
+
+BATCH = 32
+"""Images of one update; how many are measured at a time is another matter, and smaller."""
 
 
 @dataclass(frozen=True, eq=False)

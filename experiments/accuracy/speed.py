@@ -38,7 +38,7 @@ from haq.spacefile import load_space
 HERE = Path(__file__).resolve().parent
 SPACES = ("mnist_resnet18", "mnist_mobilenet_v3_small", "reviews_minilm", "solar_efficientnet_lite0")
 PRECISIONS = ("fp32/fp32", "int8/int8", "int4/int8")
-PAIRS = 64
+PAIRS = 48
 BUILDS = 21
 
 
@@ -78,6 +78,7 @@ def rows(space: str, least: int) -> list[dict[str, object]]:
         assembly = statistics.median(clocked(lambda: simulator.build(executed)).cpu for _ in range(BUILDS))  # noqa: B023
         row = {"space": space, "precision": text, **compared(folded, candidate, bundle.task, least)}
         found.append(row | {"assembly_s": assembly, "assembly_share": assembly / row["candidate_cpu_s"]})
+        print(f"{space} {text}: {row['ratio']:.3f} of FP32, processor time {row['cpu_ratio']:.3f}", flush=True)
     return found
 
 

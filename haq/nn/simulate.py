@@ -73,8 +73,11 @@ class Simulator:
                 self._swap(modules, layer, precisions[layer.name])
                 swapped.add(layer.module)
         rounding = _Rounding(precisions, self._calibration, self._weights, frozenset(swapped), self._in_place)
+        changed = {n for n, p in precisions.items() if p != FP32}
+        if not changed:
+            return model
         if functional or any(layer.kind == "matmul" for layer in self._workload.layers):
-            instrument_ops(model, self._workload, rounding, {n for n, p in precisions.items() if p != FP32})
+            instrument_ops(model, self._workload, rounding, changed)
         else:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
             writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}

@@ -18,8 +18,8 @@ IntArray = NDArray[np.int32]
 
 # Below the smallest normal number 1/scale overflows to infinity; no real range is that narrow.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-BLOCK = 2**17
-"""Numbers that a thread rounds at a time on a CPU: half a MB of fp32, which stays in its cache."""
+BLOCK = 2**19
+"""Numbers that a thread rounds at a time on a CPU: 2 MB of fp32, which stay in a cache; smaller blocks gain nothing."""
 _FLOAT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 

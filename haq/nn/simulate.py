@@ -86,8 +86,11 @@ class Simulator:
                 swapped.add(layer.module)
         functional_parameters = _Functional(self._workload, self._layers, swapped)
         rounding = _Rounding(precisions, self._calibration, functional_parameters, self._in_place)
+        changed = {n for n, p in precisions.items() if p != FP32}
+        if not changed:
+            return model
         if functional or any(layer.kind == "matmul" for layer in self._workload.layers):
-            instrument_ops(model, self._workload, rounding, {n for n, p in precisions.items() if p != FP32})
+            instrument_ops(model, self._workload, rounding, changed)
         else:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
             writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}

@@ -1,8 +1,9 @@
 """Measure what each post-training technique gains, alone and in the default stack, on four trained networks.
 
-    python experiments/accuracy/techniques.py [SPACE ...]
+    python experiments/accuracy/techniques.py [--again] [SPACE ...]
 
-Writes experiments/accuracy/techniques.csv; rows of spaces that are not named stay. Everything is measured on the search
+Writes experiments/accuracy/techniques.csv row by row and goes on where it was stopped; --again measures the named
+spaces anew. Everything is measured on the search
 split (quantizers are fitted on calibration); the validation split is not looked at here. W4A8 is int4/int8 in every
 convolution, linear layer and attention product (whose operands are int8), W8A8 int8/int8; embeddings, where there are
 any, are int8. `alone` adds one technique to rounding to nearest within the largest magnitude; `stack` changes one thing
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from haq.accuracy import compare
 from haq.nn.bundle import load_bundle
@@ -39,7 +41,8 @@ from haq.workload import Workload
 
 SPACES = ("mnist_resnet18", "mnist_mobilenet_v3_small", "reviews_minilm", "solar_efficientnet_lite0")
 RESULTS = Path(__file__).parent / "techniques.csv"
-COLUMNS = ["space", "bits", "case", "technique", "stack", "observer", "samples", "accuracy", "drop_points"]
+KEY = ("space", "bits", "case", "technique", "stack", "observer")
+COLUMNS = [*KEY, "samples", "accuracy", "drop_points"]
 COLUMNS += ["drop_low", "drop_high", "agreement", "kl_nats", "loss", "seconds", "cpu_seconds", "memory_mb"]
 ALONE = {
     8: ("mse", "output_mse", "bias_correction", "bn_reestimation", "cle", "smoothquant", "per_token"),
@@ -94,7 +97,8 @@ def assignment(workload: Workload, bits: int, stack: Stack) -> Assignment:
     )  # fmt: skip
 
 
-def measure(space: str) -> Iterator[dict[str, str]]:
+def measure(space: str, known: set[tuple[str, ...]]) -> Iterator[dict[str, str]]:
+    """The rows that are not known yet; a row is known by the columns of KEY."""
     bundle = load_bundle(load_space(space))
     task = bundle.task
     assert isinstance(task, ClassificationTask)
@@ -105,6 +109,9 @@ def measure(space: str) -> Iterator[dict[str, str]]:
     plain = calibrate(model, workload, batches)
     for bits in (8, 4):
         for case in cases(bits):
+            described = [space, f"W{bits}A8", case.kind, case.technique, str(case.stack), case.observer]
+            if tuple(described) in known:
+                continue
             changed = restructured(model, workload, case.stack, batches)
             calibration = plain if changed is model else calibrate(changed, workload, batches)
             calibration = replace(calibration, stack=case.stack, observer=case.observer)
@@ -118,7 +125,7 @@ def measure(space: str) -> Iterator[dict[str, str]]:
             assert m.drop_interval is not None
             means = [float(scores[name].mean()) for name in ("agreement", "kl", "loss")]
             numbers = (m.accuracy, m.drop_points, m.drop_interval.low, m.drop_interval.high, means[0])
-            values = [space, f"W{bits}A8", case.kind, case.technique, str(case.stack), case.observer, str(m.samples)]
+            values = [*described, str(m.samples)]
             values += [f"{n:.4f}" for n in numbers] + [f"{n:.6f}" for n in means[1:]] + [f"{n:.1f}" for n in spent]
             print(*values, sep="\t", flush=True)
             yield dict(zip(COLUMNS, values, strict=True))
@@ -136,16 +143,29 @@ def _peak_mb() -> float:
     return int(match[1]) * 1024 / 1e6
 
 
-def main(spaces: list[str]) -> None:
+def main(spaces: list[str], *, again: bool) -> None:
     torch.set_num_threads(1)
     for space in spaces:
-        found = list(measure(space))
-        kept = [row for row in _read() if row["space"] != space]
-        rows = sorted(kept + found, key=lambda row: SPACES.index(row["space"]))
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        kept = [row for row in _read() if not (again and row["space"] == space)]
+        _write(kept)
+        for row in measure(space, {tuple(row[name] for name in KEY) for row in kept}):
+            with FileLock(f"{RESULTS}.lock"):  # another process may be measuring another space
+                _write([*_read(), row])
+
+
+def _write(rows: list[dict[str, str]]) -> None:
+    order = {
+        (space, f"W{bits}A8", case.kind, case.technique): (place, -bits, number)
+        for place, space in enumerate(SPACES)
+        for bits in (8, 4)
+        for number, case in enumerate(cases(bits))
+    }
+    listed = [row for row in rows if tuple(row[name] for name in KEY[:4]) in order]
+    listed.sort(key=lambda row: order[tuple(row[name] for name in KEY[:4])])
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(listed)
 
 
 def _read() -> list[dict[str, str]]:
@@ -156,4 +176,5 @@ def _read() -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(SPACES))
+    arguments = sys.argv[1:]
+    main([name for name in arguments if name != "--again"] or list(SPACES), again="--again" in arguments)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from haq.constraints import Constraints
 from haq.errors import InputError
+from haq.grouping import natural_groups
 from haq.hardware.profile import HardwareProfile, load_profile
 from haq.hardware.size import fp32_size_bytes
 from haq.hardware.table import cost_table
@@ -126,7 +127,7 @@ def regret_of_run(run: Run, limits: Constraints, minimize: str, given: Mapping[s
 def regret_by_cost(
     space: str, targets: Sequence[str], minimize: str, *, batch: int = 1, max_size_bytes: float | None = None
 ) -> RegretMatrix:
-    """What each target's cheapest assignment costs on the others; accuracy is not in it.
+    """What each target's cheapest assignment costs on the others; accuracy is not in it, natural groups are.
 
     Raises InputError on wrong names, InfeasibleError when nothing is small enough.
     """
@@ -134,7 +135,8 @@ def regret_by_cost(
     found = load_space(space)
     workload = workload_of(found)
     rules = tuple(Rule(rule.layers, rule.bits) for rule in found.rules)
-    allowed = build_space(workload, rules, tuple(group.layers for group in found.groups))
+    groups = tuple(group.layers for group in found.groups)
+    allowed = build_space(workload, rules, groups, ties=natural_groups(workload))
     tables = [cost_table(workload, profile, batch=batch) for profile in profiles.values()]
     choices = cheapest(tables, allowed, minimize, max_size_bytes)
     return regret_matrix(choices, minimize, priced_now(workload, profiles, dict.fromkeys(profiles, batch)))
@@ -254,10 +256,11 @@ def _run(
     quantization = Quantization(stack, accuracy.observer, cache_dir() / "ptq")
     prepared = prepare(bundle, how=quantization, samples=accuracy.samples, driver=driver)
     scaling = Scaling.of(stack.names)
-    workload = prepared.workload
+    workload, scope = prepared.workload, spec.scope
+    ties = natural_groups(workload) if scope.grouping == "natural" else ()
     problem = Problem(
         workload,
-        build_space(workload, *shape, spec.scope.granularity, spec.scope.pins),
+        build_space(workload, *shape, scope.granularity, scope.pins, ties=ties),
         tuple(
             profile_target(workload, profile, spec.constraints(name), batch=hardware.batch, scaling=scaling)
             for name, profile in profiles.items()

@@ -52,10 +52,12 @@ class SearchSpace:
     """Every assignment that may be asked. A point is one level per group: an index into the group's `bits`.
 
     layers: all layer names in the workload's order; every one belongs to exactly one group.
+    yielded: natural ties that rules and pins take apart, in whole or in part.
     """
 
     layers: tuple[str, ...]
     groups: tuple[Group, ...]
+    yielded: tuple[tuple[str, ...], ...] = ()
 
     @property
     def size(self) -> int:
@@ -138,6 +140,8 @@ def build_space(
     groups: Sequence[Sequence[str]] = (),
     granularity: str = "layer",
     pins: Mapping[str, int] | None = None,
+    *,
+    ties: Sequence[tuple[str, ...]] = (),
 ) -> SearchSpace:
     """The search space of a workload.
 
@@ -145,6 +149,8 @@ def build_space(
     groups: each a list of patterns whose layers share one choice; `{i}` stands for one path component, and ties only
     layers where it is the same (`encoder.layer.{i}.attention.self.query` with `...{i}.attention.self.key`).
     granularity: `model`, `block` or `layer`. pins: pattern -> the one bit-width that its layers take.
+    ties: layer names that share a choice where rules and pins let them (`haq.grouping.natural_groups`): a layer with
+    one bit-width leaves the tie, and layers without a common one are not tied; the space's `yielded` keeps such ties.
     Layers that share a weight and calls of one module always share a choice. Layers that are tied must agree: they may
     take what every one of them may take. Model and block merge only layers that may take the same, so a pinned layer
     leaves its block. Raises InputError when a pattern matches no layer or tied layers have nothing in common.
@@ -153,8 +159,9 @@ def build_space(
     pinned = tuple(Rule(pattern, (bits,)) for pattern, bits in (pins or {}).items())
     allowed = _allowed(workload, tuple(rules), pinned)
     merged: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for tied in _tied(workload, groups):
-        bits = tuple(b for b in BIT_WIDTHS if all(b in allowed[layer.module] for layer in tied))
+    sets, yielded = _with_ties(_tied(workload, groups), ties, allowed)
+    for tied in sets:
+        bits = _common(tied, allowed)
         if not bits:
             raise InputError(
                 "tied layers have no bit-width in common",
@@ -169,7 +176,8 @@ def build_space(
     for (unit, bits), layers in merged.items():
         name = unit if unit not in named else f"{unit}:{layers[0]}"
         named[name] = Group(name, tuple(sorted(layers, key=order.__getitem__)), bits)
-    return SearchSpace(workload.layer_names, tuple(sorted(named.values(), key=lambda g: order[g.layers[0]])))
+    ordered = tuple(sorted(named.values(), key=lambda g: order[g.layers[0]]))
+    return SearchSpace(workload.layer_names, ordered, yielded)
 
 
 def no_such_layer(pattern: str, workload: Workload, where: str) -> InputError:
@@ -232,6 +240,32 @@ def _tied(workload: Workload, groups: Sequence[Sequence[str]]) -> list[list[Laye
     for layer in workload.layers:
         sets.setdefault(find(keys[layer.name]), []).append(layer)
     return list(sets.values())
+
+
+def _with_ties(
+    sets: list[list[LayerSpec]], ties: Sequence[tuple[str, ...]], allowed: Mapping[str, tuple[int, ...]]
+) -> tuple[list[list[LayerSpec]], tuple[tuple[str, ...], ...]]:
+    """The sets merged along the ties as far as rules and pins let them, and the ties that yield."""
+    sets, yielded = [list(tied) for tied in sets], []
+    set_of = {layer.name: place for place, tied in enumerate(sets) for layer in tied}
+    for tie in ties:
+        members = sorted({set_of[name] for name in tie})
+        free = [place for place in members if len(_common(sets[place], allowed)) > 1]
+        merged = [layer for place in free for layer in sets[place]]
+        agree = bool(_common(merged, allowed))
+        if free != members or not agree:
+            yielded.append(tie)
+        if free and agree:
+            for place in free[1:]:
+                sets[place] = []
+            sets[free[0]] = merged
+            set_of |= {layer.name: free[0] for layer in merged}
+    return [tied for tied in sets if tied], tuple(yielded)
+
+
+def _common(layers: Sequence[LayerSpec], allowed: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The bit-widths that every one of the layers may take."""
+    return tuple(b for b in BIT_WIDTHS if all(b in allowed[layer.module] for layer in layers))
 
 
 def _group_regex(pattern: str) -> re.Pattern[str]:

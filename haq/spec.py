@@ -48,7 +48,8 @@ class _Section(BaseModel):
 class Scope(_Section):
     """What is searched. space: a search space's name or TOML path; model: the user's own `package.module:factory`.
 
-    granularity: what shares one bit-width; pins: layer pattern -> bit-width that is not searched.
+    granularity: what shares one bit-width; pins: layer pattern -> bit-width that is not searched. grouping: whether
+    layers that a device treats alike share one too (`haq.grouping`), where rules and pins let them.
     weights, data: files or folders that the space's loader reads.
     """
 
@@ -57,6 +58,7 @@ class Scope(_Section):
     weights: str | None = None
     data: str | None = None
     granularity: Literal["model", "block", "layer"] = "layer"
+    grouping: Literal["natural", "none"] = "natural"
     pins: dict[str, Literal[4, 8, 16, 32]] = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -11,8 +11,8 @@ from nets import residual
 from search_fakes import Accuracy, problem, target, workload
 
 from haq.constraints import Constraints
-from haq.engine.feasibility import descend, reachable_levels
-from haq.engine.problem import Problem, baseline_costs
+from haq.engine.feasibility import descend, drawn_points, kept_shares, reachable_levels
+from haq.engine.problem import Problem, baseline_costs, price
 from haq.engine.seeds import seeds
 from haq.engine.targets import profile_target
 from haq.errors import InfeasibleError, InputError
@@ -125,6 +125,30 @@ def test_a_table_and_one_price_at_a_time_lead_to_the_same_end(name, limits):
         except InfeasibleError as error:
             ends.append(str(error))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("limits", [Constraints(max_size_bytes=80_000), Constraints(max_latency_rise_ms=-1e-4)])
+def test_the_share_of_a_small_space_that_keeps_the_limits_is_counted(limits):
+    net = residual()
+    limited = profile_target(net, load_profile("reference"), limits)
+    free = replace(profile_target(net, load_profile("a100")), name="free")
+    asked = Problem(net, build_space(net), (limited, free, replace(limited, name="slow", population=None)), Accuracy())
+    base = baseline_costs(asked)
+    points = drawn_points(asked.space, 0)
+    assert sorted(map(tuple, points.tolist())) == list(itertools.product(range(4), repeat=3))
+    priced = [price(limited, asked.space.assignment(levels), base["reference"]) for levels in points.tolist()]
+    kept = sum(result.is_feasible for result in priced)
+    assert 0 < kept < 64
+    assert kept_shares(asked, base, points) == {"reference": kept / 64}
+
+
+def test_a_large_space_is_drawn_from_with_a_seed():
+    space = build_space(workload(tuple(f"l{i}" for i in range(20))), (Rule("l3", (8, 16)), Rule("l4", (8,))))
+    points = drawn_points(space, 3)
+    assert points.shape == (1000, 20)
+    assert (points == drawn_points(space, 3)).all()
+    assert not (points == drawn_points(space, 4)).all()
+    assert [sorted(set(column)) for column in points.T[2:5].tolist()] == [[0, 1, 2, 3], [0, 1], [0]]
 
 
 @settings(max_examples=30)

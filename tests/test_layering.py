@@ -28,7 +28,7 @@ GLUE = {"haq.api", "haq.finetuning", "haq.tracecache"}
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "accuracy", "constraints", "candidate", "pareto"},
-    {"validation"},
+    {"grouping", "validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "tomltext", "trust"},
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},

@@ -1,22 +1,26 @@
 """The search loop on a network whose size, latency and accuracy are arithmetic."""
 
+import itertools
 import json
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from search_fakes import Accuracy, SampleScores, problem, target, workload
 
 from haq.constraints import Constraints
-from haq.engine.events import BaselineMeasured, CandidateDone, Finished, Started, Validated
+from haq.engine.events import BaselineMeasured, CandidateDone, Finished, Notice, Started, Validated
 from haq.engine.loop import run_search
-from haq.engine.problem import SearchOptions
+from haq.engine.problem import SearchOptions, effective_size
 from haq.engine.samplers import SAMPLERS
 from haq.errors import InfeasibleError, InputError
 from haq.front import front
 from haq.history import summarize
 from haq.pareto import hypervolume, non_dominated
+from haq.precision import BIT_WIDTHS
 from haq.rundir import HISTORY_FILE, read_run
 from haq.space import Rule, build_space
 
@@ -232,7 +236,8 @@ def test_progress_counts_up_tells_the_time_left_and_the_best_point(tmp_path):
     events = []
     search(tmp_path, problem(), progress=events.append)
     assert isinstance(events[0], Started)
-    assert (events[0].trials, events[0].groups, events[0].space_size) == (25, 4, 256)
+    assert (events[0].trials, events[0].groups, events[0].layers, events[0].space_size) == (25, 4, 4, 256)
+    assert (events[0].effective_size, events[0].targets, events[0].kept) == (256, ("plain",), {})
     assert isinstance(events[1], BaselineMeasured)
     done = [e for e in events if isinstance(e, CandidateDone)]
     assert [e.done for e in done] == [0, *range(1, 26)]  # uniform 32 is FP32 and already measured
@@ -276,6 +281,43 @@ def test_tpe_beats_random_on_sixteen_layers(tmp_path):
         base = run.history.baseline.costs["plain"]
         volumes[sampler] = hypervolume([p.losses for p in points], (base["size_bytes"], base["latency_ms"], 10))
     assert volumes["tpe"] > volumes["random"]
+
+
+@given(
+    st.lists(st.sets(st.sampled_from(SIX[:3])), min_size=1, max_size=2),
+    st.lists(st.sets(st.sampled_from(BIT_WIDTHS), min_size=1).map(tuple), min_size=3, max_size=3),
+    st.booleans(),
+)
+def test_the_effective_size_counts_what_is_executed_differently_on_some_target(no_int4, allowed, tied):
+    net = workload(SIX[:3])
+    targets = tuple(target(net, name=f"t{i}", no_int4=names) for i, names in enumerate(no_int4))
+    rules = tuple(map(Rule, SIX, allowed))
+    asked = problem(net, targets, rules=rules, ties=((("a", "b"),) if tied else ()))
+    points = itertools.product(*(range(len(group.bits)) for group in asked.space.groups))
+    requests = [asked.space.assignment(point) for point in points]
+    executed = {tuple(t.legalize(request)[0].signature for t in targets) for request in requests}
+    assert effective_size(asked) == len(executed)
+
+
+def test_the_run_keeps_the_effective_size_and_the_end_counts_replaced_repeats(tmp_path):
+    net = workload()
+    everywhere = target(net, no_int4=net.layer_names)
+    events = []
+    run = search(tmp_path, problem(net, (everywhere,)), replace(FAST, trials=1000), progress=events.append)
+    assert run.info["space"]["effective_size"] == events[0].effective_size == 3**4
+    assert (events[-1].reason, len(run.history.candidates)) == ("space exhausted", 3**4)
+    assert 0 < events[-1].repeats < 3**4
+    again = []
+    search(tmp_path, problem(net, (everywhere,)), replace(FAST, trials=1000), progress=again.append)
+    assert again[-1].repeats == 0
+
+
+def test_ties_that_yield_to_pins_are_said(tmp_path):
+    events = []
+    asked = problem(pins={"a": 8}, ties=(("a", "b"), ("c", "d")))
+    search(tmp_path, asked, replace(FAST, trials=2), progress=events.append)
+    (text,) = (event.text for event in events if isinstance(event, Notice))
+    assert text == "rules or pins set layers apart that devices treat alike: a, b"
 
 
 def test_a_space_in_which_everything_is_pinned_has_one_candidate(tmp_path):

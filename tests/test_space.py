@@ -136,6 +136,39 @@ def test_tied_layers_without_a_common_width_are_refused():
         build_space(workload(), pins={"a": 4, "b": 8}, groups=(("a", "b"),))
 
 
+def test_natural_ties_share_a_choice_also_through_a_common_layer_and_with_explicit_groups():
+    space = build_space(workload(RESNET), groups=(("conv1", "fc"),), ties=((RESNET[3], RESNET[4]), (RESNET[4], "fc")))
+    assert [g.layers for g in space.groups] == [("conv1", *RESNET[3:]), RESNET[1:2], RESNET[2:3]]
+    assert space.yielded == ()
+
+
+def test_a_pinned_layer_leaves_its_natural_tie_and_the_rest_stays_tied():
+    space = build_space(workload(BERT[:3]), pins={"*.value": 8}, ties=(BERT[:3],))
+    assert [(g.layers, g.bits) for g in space.groups] == [(BERT[:2], BIT_WIDTHS), (BERT[2:3], (8,))]
+    assert space.yielded == (BERT[:3],)
+
+
+def test_a_natural_tie_yields_where_rules_leave_nothing_in_common_or_an_earlier_tie_took_it():
+    rules = (Rule("a", (4, 8)), Rule("b", (4, 8, 16)), Rule("c", (16, 32)))
+    space = build_space(workload(), rules, ties=(("a", "b"), ("b", "c"), ("c", "d")))
+    assert [(g.layers, g.bits) for g in space.groups] == [(("a", "b"), (4, 8)), (("c", "d"), (16, 32))]
+    assert space.yielded == (("b", "c"),)
+
+
+@given(st.data())
+def test_natural_ties_never_make_a_space_impossible_and_hold_unless_they_yield(data):
+    some = st.sets(st.sampled_from(BIT_WIDTHS), min_size=1).map(tuple)
+    rules = [Rule(name, data.draw(some)) for name in "abcd"]
+    tie = st.sets(st.sampled_from("abcd"), min_size=2).map(lambda names: tuple(sorted(names)))
+    ties = data.draw(st.lists(tie, unique=True))
+    space = build_space(workload(), rules, ties=ties)
+    held = [tie for tie in ties if any(set(tie) <= set(group.layers) for group in space.groups)]
+    assert set(ties) == set(held) | set(space.yielded)
+    for name, rule in zip("abcd", rules, strict=True):
+        (group,) = (group for group in space.groups if name in group.layers)
+        assert set(group.bits) <= set(rule.bits)
+
+
 def test_calls_of_one_module_and_layers_of_one_weight_share_a_choice():
     nodes = (
         linear("embed", 10, "x", key="table"),

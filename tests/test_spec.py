@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from haq.cli.options import spec_tables
 from haq.constraints import Constraints
 from haq.errors import InputError
 from haq.report.brief import brief
@@ -175,6 +176,15 @@ def test_the_brief_names_every_part_and_every_number_that_was_set(tmp_path: Path
     )
     for part in ("resnet18", "per block", "conv1 = 16 bits", "4 -> 8 -> 16 bits", "100 trials of nsga2", *numbers):
         assert part in text
+
+
+def test_natural_groups_are_the_default_and_the_brief_names_only_their_absence() -> None:
+    assert spec_from(minimal(), where="test").scope.grouping == "natural"
+    assert "groups" not in brief(spec_from(minimal(), where="test"))
+    apart = load_spec(None, spec_tables({"space": "resnet18", "target": ("a100",), "grouping": "none"}))
+    assert "no natural groups" in brief(apart)
+    with pytest.raises(InputError, match="grouping"):
+        load_spec(None, spec_tables({"space": "resnet18", "target": ("a100",), "grouping": "all"}))
 
 
 def test_the_brief_of_a_bare_spec_claims_no_limits() -> None:

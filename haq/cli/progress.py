@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from haq.front import Point
 
 if TYPE_CHECKING:  # the search loads Optuna; its events are only looked at once it runs
-    from haq.engine.events import Event
+    from haq.engine.events import Event, Started
 
 LOG_EVERY_S = 10.0
 """How often a log gets a line while candidates are measured."""
@@ -85,9 +86,8 @@ def lines(event: Event) -> list[str]:
     from haq.engine import events
 
     if isinstance(event, events.Started):
-        size = f"{event.space_size:.3g} assignments of {event.groups} free groups"
         before = f"; {event.found} candidates are there from before" if event.found else ""
-        return [f"searching {size} with {event.trials} trials{before}"]
+        return [f"searching {_space(event)}; {event.trials} trials{before}"]
     if isinstance(event, events.BaselineMeasured):
         measured = ", ".join(
             f"{event.metric.shown(m.accuracy)} on {split}" + (f" (n = {m.samples:,})" if m.samples > 1 else "")
@@ -102,10 +102,32 @@ def lines(event: Event) -> list[str]:
     if isinstance(event, events.Finished):
         s = event.summary
         return [
-            f"ended by {event.reason}: {s.candidates} candidates, {s.infeasible} infeasible by cost alone, "
+            f"ended by {event.reason}: {s.candidates} candidates, {s.infeasible} infeasible by cost alone"
+            f"{f' ({100 * s.infeasible / s.candidates:.0f} %)' if s.infeasible else ''}, "
+            f"{event.repeats} proposals replaced that would have been executed like an earlier one, "
             f"{s.measurements} measurements, {s.sample_forwards:,} sample-forwards, {duration(s.seconds)} of measuring"
         ]
     return []
+
+
+def _space(event: Started) -> str:
+    """`1e+09 assignments of 15 free groups (21 layers), 1e+07 of them different on mobile; about 38 % keep the ...`."""
+    on = " and ".join(event.targets)
+    different = "all" if event.effective_size == event.space_size else f"{_count(event.effective_size)} of them"
+    text = f"{_count(event.space_size)} assignments of {event.groups} free groups ({event.layers} layers), {different}"
+    if not event.kept:
+        return f"{text} different on {on}"
+    whole = event.drawn == event.space_size
+    each = [
+        f"{100 * share:.3g} %" + (f" on {name}" if len(event.targets) > 1 else "") for name, share in event.kept.items()
+    ]
+    sample = "all were priced" if whole else f"{event.drawn:,} drawn at random"
+    return f"{text} different on {on}; {'' if whole else 'about '}{' and '.join(each)} keep the cost limits ({sample})"
+
+
+def _count(number: int) -> str:
+    """Three digits; numbers that no float holds as their power of ten."""
+    return f"{number:.3g}" if number < 10**300 else f"1e+{int(math.log10(number))}"
 
 
 def best_line(best: Mapping[str, Point]) -> str:

@@ -14,12 +14,22 @@ from haq.quality import ACCURACY, MainMetric
 
 @dataclass(frozen=True)
 class Started:
-    """The search is about to run. found: candidates that an earlier run left; space_size: assignments."""
+    """The search is about to run. found: candidates that an earlier run left.
+
+    groups, layers: free groups and the layers in them. space_size: assignments; effective_size: those that differ in
+    what some target executes. kept: target -> share of `drawn` assignments that keep its limits on cost, where it has
+    any and can price so many.
+    """
 
     found: int
     trials: int
     groups: int
+    layers: int
     space_size: int
+    effective_size: int
+    targets: tuple[str, ...]
+    kept: Mapping[str, float]
+    drawn: int
 
 
 @dataclass(frozen=True)
@@ -63,10 +73,15 @@ class Notice:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over. reason: `trials`, `timeout`, `space exhausted` or `stalled` (nothing feasible turns up)."""
+    """The run is over. reason: `trials`, `timeout`, `space exhausted` or `stalled` (nothing feasible turns up).
+
+    repeats: proposals of the sampler, since the command was started, that would have been executed like an earlier
+    candidate on every target and were replaced.
+    """
 
     reason: str
     summary: Summary
+    repeats: int
 
 
 Event = Started | BaselineMeasured | CandidateDone | Validated | Notice | Finished

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from haq.engine.events import BaselineMeasured, CandidateDone, Finished, Notice, Progress, Started, Validated, silent
-from haq.engine.feasibility import reachable_levels
+from haq.engine.feasibility import drawn_points, kept_shares, reachable_levels
 from haq.engine.mirror import Mirror, storage_url
-from haq.engine.problem import Problem, SearchOptions, baseline_costs
+from haq.engine.problem import Problem, SearchOptions, baseline_costs, effective_size
 from haq.engine.samplers import SAMPLERS
 from haq.engine.seeds import Seed, seeds
-from haq.engine.session import Session
+from haq.engine.session import Costs, Session
 from haq.engine.study import quiet_optuna
 from haq.errors import lookup
 from haq.history import summarize
@@ -41,8 +41,9 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
         open_run(out, request(problem, options)) as opened,
         _mirror(problem, options, opened) as mirror,
     ):
-        groups = sum(group.is_free for group in problem.space.groups)
-        progress(Started(len(opened.run.history.candidates), options.trials, groups, problem.space.size))
+        progress(_started(problem, options, len(opened.run.history.candidates), base))
+        if problem.space.yielded:
+            progress(Notice(_apart(problem)))
         session = Session(problem, options, opened, base, planned)
         try:
             for target, lessons in session.lessons.items():
@@ -51,7 +52,7 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
             _validate_fronts(session, progress)
         finally:
             write_outputs(replace(opened.run, history=session.history))
-        progress(Finished(reason, summarize(session.history)))
+        progress(Finished(reason, summarize(session.history), session.repeats))
     return out
 
 
@@ -62,8 +63,36 @@ def request(problem: Problem, options: SearchOptions) -> RunRequest:
         search={"sampler": options.sampler, "seed": options.seed, "trials": options.trials},
         provenance=problem.provenance,
         targets={t.name: {"batch": t.batch, **t.trust.to_json(), "title": t.title} for t in problem.targets},
-        space={"groups": {g.name: {"layers": list(g.layers), "bits": list(g.bits)} for g in problem.space.groups}},
+        space={
+            "groups": {g.name: {"layers": list(g.layers), "bits": list(g.bits)} for g in problem.space.groups},
+            "effective_size": effective_size(problem),
+        },
     )
+
+
+def _started(problem: Problem, options: SearchOptions, found: int, base: Costs) -> Started:
+    """How large the space is, by what is executed, and which share of it keeps the limits."""
+    free = [group for group in problem.space.groups if group.is_free]
+    points = drawn_points(problem.space, options.seed)
+    return Started(
+        found,
+        options.trials,
+        groups=len(free),
+        layers=sum(len(group.layers) for group in free),
+        space_size=problem.space.size,
+        effective_size=effective_size(problem),
+        targets=tuple(target.name for target in problem.targets),
+        kept=kept_shares(problem, base, points),
+        drawn=len(points),
+    )
+
+
+def _apart(problem: Problem) -> str:
+    """Which layers rules and pins set apart although devices treat them alike."""
+    ties = problem.space.yielded
+    some = "; ".join(", ".join(tie) for tie in ties[:3])
+    more = f" and {len(ties) - 3} more" if len(ties) > 3 else ""
+    return f"rules or pins set layers apart that devices treat alike: {some}{more}"
 
 
 def _search(session: Session, mirror: Mirror, progress: Progress) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +15,9 @@ from haq.candidate import Fallback, TargetResult
 from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, Constraints, Verdict, called
 from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
-from haq.precision import FORMATS, Assignment, Precision
+from haq.precision import BIT_WIDTHS, FORMATS, Assignment, Precision
 from haq.quality import Direction
-from haq.space import SearchSpace
+from haq.space import Group, SearchSpace
 from haq.trust import Trust
 from haq.workload import Workload
 
@@ -92,6 +93,20 @@ class SearchOptions:
     sampler: str = "tpe"
     timeout_s: float | None = None
     storage: str = "sqlite"
+
+
+def effective_size(problem: Problem) -> int:
+    """The number of assignments that differ in what some target executes.
+
+    Targets legalize layer by layer, so that uniform requests tell what each layer executes at each bit-width.
+    """
+    layers, targets = problem.space.layers, problem.targets
+    executed = {bits: [t.legalize(Assignment.uniform(layers, bits))[0] for t in targets] for bits in BIT_WIDTHS}
+
+    def different(group: Group) -> int:
+        return len({tuple(e.precision(n) for e in executed[bits] for n in group.layers) for bits in group.bits})
+
+    return math.prod(different(group) for group in problem.space.groups)
 
 
 def unquantized(workload: Workload) -> Assignment:

@@ -34,7 +34,8 @@ class Session:
     """What a search knows. It changes with every candidate; all of it can be rebuilt from the history.
 
     measured: executed signature -> measurement. failed: the same for measurements without a result. done: candidates
-    for which something new was measured, with a result or without.
+    for which something new was measured, with a result or without. repeats: proposals that were replaced as repeats,
+    which a resumed session does not know from before.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Session:
         self.measured: dict[str, Measurement] = {self.baseline.signature: self.baseline.measurements[SEARCH]}
         self.candidates: list[Candidate] = []
         self.lessons: dict[str, list[Lesson]] = {target.name: [] for target in problem.targets}
-        self.done = 0
+        self.done = self.repeats = 0
         self._seen: set[tuple[str, ...]] = set()
         self._studies = tuple(TargetStudy(problem.space, options.sampler, options.seed) for _ in problem.targets)
         for candidate in history.candidates:
@@ -82,6 +83,7 @@ class Session:
                 return Proposal(seed.origin, seed.levels)
         asked = self._asker(number).ask(number)
         levels = replace_repeat(self.problem.space, asked, self._is_new, trial_seed(self.options.seed + 1, number))
+        self.repeats += levels not in (None, asked)
         return None if levels is None else Proposal(self.options.sampler, levels)
 
     def evaluate(self, proposal: Proposal) -> Candidate:

@@ -35,6 +35,7 @@ def _scope(spec: Spec) -> str:
     parts.append({"model": "one choice for the whole model", "block": "one choice per block"}.get(
         scope.granularity, "one choice per layer"
     ))  # fmt: skip
+    parts += ["no natural groups"] if scope.grouping == "none" else []
     parts += [f"pinned: {', '.join(f'{k} = {v} bits' for k, v in scope.pins.items())}"] if scope.pins else []
     return "; ".join(parts)
 

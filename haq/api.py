@@ -273,7 +273,7 @@ def _run(
         direction=driver.direction,
         may_fail=driver.may_fail,
     )
-    options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.storage)
+    options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.until_converged, how.storage)
     try:
         run_search(problem, options, out, progress)
     except KeyboardInterrupt:

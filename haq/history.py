@@ -1,7 +1,7 @@
 """The history of a run: the append-only `history.jsonl` that is the truth about what was measured.
 
-One JSON object per line, its `kind` is `baseline` (FP32, first), `candidate` or `validation` (final front, held-out
-split). `timing` holds what differs between two runs with the same seed. Reading needs neither torch nor Optuna.
+One JSON object per line, its `kind` is `baseline` (FP32, first), `sensitivity` (what that cost; the table has a file of
+its own), `candidate` or `validation` (final front, held-out split). `timing` holds what differs between two runs with the same seed. Reading needs neither torch nor Optuna.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class History:
     """Everything that one run has found so far. validations: executed signature -> held-out measurement.
 
     seconds: time spent measuring, over all records. unvalidated: signature -> why its held-out measurement failed.
+    sensitivity_forwards: what measuring sensitivities cost, in whole passes of one sample.
     """
 
     baseline: Baseline | None = None
@@ -66,6 +67,7 @@ class History:
     validations: Mapping[str, Measurement] | None = None
     seconds: float = 0.0
     unvalidated: Mapping[str, Failure] = field(default_factory=dict)
+    sensitivity_forwards: float = 0.0
 
     @property
     def failed(self) -> dict[str, Failure]:
@@ -120,8 +122,9 @@ def summarize(history: History) -> Summary:
         *history.failed.values(),
         *history.unvalidated.values(),
     ]
+    forwards = round(history.sensitivity_forwards) + sum(m.samples for m in every)
     unmeasured = sum(all(r.measurement is None and r.failure is None for r in c.results) for c in history.candidates)
-    return Summary(len(history.candidates), unmeasured, len(every), sum(m.samples for m in every), history.seconds)
+    return Summary(len(history.candidates), unmeasured, len(every), forwards, history.seconds)
 
 
 def _is_baseline(history: History, signature: str) -> bool:
@@ -139,18 +142,20 @@ def read_history(path: Path) -> History:
     candidates: list[Candidate] = []
     validations: dict[str, Measurement] = {}
     unvalidated: dict[str, Failure] = {}
-    seconds = 0.0
+    seconds = forwards = 0.0
     for raw in _records(path):
         seconds += raw.get("timing", {}).get("measure_s", 0.0)
         if raw["kind"] == "baseline":
             baseline = Baseline.from_json(raw)
         elif raw["kind"] == "candidate":
             candidates.append(Candidate.from_json(raw))
+        elif raw["kind"] == "sensitivity":
+            forwards = raw["sample_forwards"]
         elif raw["kind"] == "validation" and "failure" in raw:
             unvalidated[raw["signature"]] = Failure(**raw["failure"])
         elif raw["kind"] == "validation":
             validations[raw["signature"]] = Measurement.from_json(raw["measurement"])
-    return History(baseline, tuple(candidates), validations, seconds, unvalidated)
+    return History(baseline, tuple(candidates), validations, seconds, unvalidated, forwards)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -26,10 +26,13 @@ RUN_FILE, HISTORY_FILE, FRONT_FILE, CONFIG_FOLDER, LOCK_FILE = (
     "configs",
     "lock",
 )
+WORKLOAD_FILE, SENSITIVITY_FILE = "workload.json", "sensitivity.json"
+"""What other targets and limits are answered from, with no model at hand."""
+
 IDENTITY = ("spec", "search", "provenance", "space")
 """The parts of run.json that say which search it is; the same search may go on, another one is refused."""
 
-BUDGET_KEYS = frozenset({"trials", "timeout_s", "storage"})
+BUDGET_KEYS = frozenset({"trials", "timeout_s", "storage", "until_converged"})
 """Keys anywhere in these parts that only say how long or where, so a finished run may be asked for more trials."""
 
 

@@ -41,6 +41,10 @@ EXPORT_FORMATS = ("json",)
 """What a run can be handed over as: `json` is the canonical haq.config/v1 in `configs/`."""
 
 
+MOST_TRIALS = 500
+"""Where a search ends that was asked to go on until it converges."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -158,13 +162,28 @@ class Deployment(_Section):
 
 
 class Search(_Section):
-    """How the search is run. storage: `sqlite` in the run directory, `none`, or an Optuna URL."""
+    """How the search is run. storage: `sqlite` in the run directory, `none`, or an Optuna URL.
+
+    trials: candidates to measure, 64 unless said, or up to 500 until_converged: then the search ends when no target's
+    hypervolume has grown beyond the noise for a while. sampler: `haq` measures sensitivities first; the others are
+    Optuna's alone.
+    """
 
     trials: Annotated[int, Field(ge=1)] = 64
     seed: Annotated[int, Field(ge=0)] = 0
-    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
+    sampler: Literal["haq", "tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "haq"
     timeout_s: Positive | None = None
+    until_converged: bool = False
     storage: str = "sqlite"
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_to_converge(cls, raw: Any) -> Any:
+        """A search that ends by itself gets more trials than one that ends by their number."""
+        if isinstance(raw, Mapping) and raw.get("until_converged") and "trials" not in raw:
+            return {**raw, "trials": MOST_TRIALS}
+        return raw
 
 
 class Spec(_Section):

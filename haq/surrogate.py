@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from haq.accuracy import Z95, Measurement
+from haq.quality import KL
 
 Floats = NDArray[np.float64]
 Levels = NDArray[np.intp]
@@ -77,6 +81,26 @@ class Surrogate:
             cross = prior * shares @ self.rows.T
             variance = np.maximum(0.0, variance - np.einsum("ij,jk,ik->i", cross, self.solved, cross))
         return self.slope * divergence, self.slope * divergence * np.sqrt(variance + self.spread**2)
+
+
+def observed(
+    levels: Sequence[Sequence[int]], measurements: Sequence[Measurement], measure: str, groups: int
+) -> Observations:
+    """Measured candidates as a fit takes them. measure: what the table's divergences are, `kl` or another.
+
+    groups: of the space, so that no candidates at all have a shape too.
+    """
+    errors = [
+        np.nan if m.drop_interval is None else (m.drop_interval.high - m.drop_interval.low) / (2 * Z95)
+        for m in measurements
+    ]
+    known = [m.quality.value(KL) if m.quality is not None and measure == "kl" else None for m in measurements]
+    return Observations(
+        np.array(levels, dtype=np.intp).reshape(-1, groups),
+        np.array([m.drop_points for m in measurements], dtype=np.float64),
+        np.array(errors, dtype=np.float64),
+        np.array([np.nan if value is None else value for value in known], dtype=np.float64),
+    )
 
 
 def fit(table: Floats, seen: Observations) -> Surrogate:

@@ -40,6 +40,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "seed": ("search", "seed"),
     "sampler": ("search", "sampler"),
     "timeout": ("search", "timeout_s"),
+    "until_converged": ("search", "until_converged"),
     "storage": ("search", "storage"),
 }
 """Flag (as a Python name) -> section and key of the spec."""
@@ -50,7 +51,7 @@ _OPTIONS = (
     click.option("--space", "-s", help="What to search: a name of `haq spaces`, or a TOML path."),
     click.option("--target", "-t", multiple=True, help="A name of `haq targets`, or a TOML path; repeatable."),
     click.option("--batch", "-b", type=int, help="Samples per inference, which latency is for. [1]"),
-    click.option("--trials", "-n", type=int, help="Assignments to try. [64]"),
+    click.option("--trials", "-n", type=int, help="Assignments to measure. [64]"),
     click.option("--max-drop", type=float, metavar="POINTS", help="Largest accuracy drop; 1 is one point."),
     click.option("--max-class-drop", type=float, metavar="POINTS", help="Largest drop of any single class."),
     click.option("--max-kl", type=float, metavar="NATS", help="Largest mean KL divergence from FP32."),
@@ -76,9 +77,15 @@ _OPTIONS = (
     click.option("--granularity", help="What shares a bit-width: model, block or layer. [layer]"),
     click.option("--grouping", help="Tie layers that read one tensor or are added: natural or none. [natural]"),
     click.option("--reserve", type=float, metavar="POINTS", help="Part of --max-drop that is left unused. [0]"),
-    click.option("--sampler", help="tpe, nsga2, nsga3, gp, qmc or random. [tpe]"),
+    click.option("--sampler", help="haq, or Optuna's tpe, nsga2, nsga3, gp, qmc or random alone. [haq]"),
     click.option("--seed", type=int, help="Same seed, same history. [0]"),
     click.option("--timeout", type=float, metavar="SECONDS", help="Ask no new candidate after so long."),
+    click.option(
+        "--until-converged",
+        is_flag=True,
+        default=None,
+        help="End when no front grows beyond the noise any more; at most --trials, 500 unless said.",
+    ),
     click.option("--storage", metavar="URL", help="For dashboards: sqlite (in DIR), none, or an Optuna URL. [sqlite]"),
 )
 

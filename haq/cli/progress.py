@@ -55,6 +55,10 @@ class _Bar:
             )  # fmt: skip
         elif isinstance(event, events.BaselineMeasured):
             self._bar.update(self._task, description="calibrating", left=f"{duration(event.estimate_s)} left")
+        elif isinstance(event, events.SensitivityProgress):
+            self._bar.update(
+                self._task, description="sensitivities", completed=event.done, total=event.total, left="", best=""
+            )
         elif isinstance(event, events.Validated):
             self._bar.update(self._task, description="validating", completed=event.done, total=event.total, left="")
         for line in lines(event):
@@ -95,6 +99,8 @@ def lines(event: Event) -> list[str]:
         )
         noun = "" if event.metric.noun == "accuracy" else f"{event.metric.noun} "
         return [f"FP32: {noun}{measured}; the search will take about {duration(event.estimate_s)}"]
+    if isinstance(event, events.SensitivityMeasured):
+        return sensitivity_lines(event)
     if isinstance(event, events.Validated) and event.failure is not None:
         return [f"a point of the front has no held-out measurement: {event.failure.reason}"]
     if isinstance(event, events.Notice):
@@ -128,6 +134,18 @@ def _space(event: Started) -> str:
 def _count(number: int) -> str:
     """Three digits; numbers that no float holds as their power of ten."""
     return f"{number:.3g}" if number < 10**300 else f"1e+{int(math.log10(number))}"
+
+
+def sensitivity_lines(event: SensitivityMeasured) -> list[str]:
+    """What was measured, and how far sums of it can be trusted."""
+    found = event.additivity
+    text = (
+        f"sensitivities: {event.pieces} groups at a precision, {event.samples} calibration samples, "
+        f"{event.sample_forwards:,.0f} sample-forwards"
+    )
+    if found.rank_correlation is not None:
+        text += f"; sums rank {found.pairs} measured pairs at {found.rank_correlation:.2f}"
+    return [text] if found.warning is None else [text, found.warning]
 
 
 def best_line(best: Mapping[str, Point]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from haq.cli.quality import show_quality
+from haq.cli.resolved import show_resolved
 from haq.cli.show import echo, echo_json, json_option, megabytes, milliseconds, table
 from haq.configfile import config_json, write_config
 from haq.constraints import Constraints
@@ -22,14 +23,43 @@ from haq.trust import Trust
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 
+_LIMITS = (
+    click.option("--max-drop", type=float, metavar="POINTS", help="Largest accuracy drop; 1 is one point."),
+    click.option("--max-class-drop", type=float, metavar="POINTS", help="Largest drop of any single class."),
+    click.option("--max-latency-ms", type=float, help="Largest latency per batch."),
+    click.option("--max-size-mb", type=float, help="Largest size of the weights."),
+    click.option("--max-memory-mb", type=float, help="Largest peak of the activations."),
+    click.option("--max-energy-mj", type=float, help="Largest energy per batch."),
+)
+
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the limits of one target to a command; they arrive as keyword arguments."""
+    for option in reversed(_LIMITS):
+        command = option(command)
+    return command
+
+
 @click.command()
 @_DIR
-@click.option("--target", "-t", help="Only this target of the run.")
+@click.option("--target", "-t", help="Only this target: one of the run, or any other, for which points are predicted.")
+@click.option("--batch", "-b", type=int, help="Samples per inference on another target. [as in the run]")
+@_limit_options
 @click.option("--quality", is_flag=True, help="Also loss, KL divergence, agreement and the worst class.")
 @json_option
-def front(directory: Path, target: str | None, *, quality: bool, as_json: bool) -> None:
-    """Print the points that nobody beats in size, latency and accuracy, per target and jointly."""
+def front(
+    directory: Path, target: str | None, batch: int | None, *, quality: bool, as_json: bool, **limits: float | None
+) -> None:
+    """Print the points that nobody beats in size, latency and accuracy, per target and jointly.
+
+    With limits, or for another target or batch, the answer also holds points that are *predicted* from the run's
+    sensitivities; nothing is measured, and no model is loaded.
+    """
     run = read_run(directory)
+    asked = constraints(limits)
+    if asked != Constraints() or batch is not None or (target is not None and target not in run.targets):
+        show_resolved(run, _only_target(run, target) if target in (None, *run.targets) else target, asked, batch, as_json)
+        return
     rows = front_rows(run)
     if target is not None:
         rows = {target: lookup(rows, target, "target of this run", where=str(directory))}
@@ -48,12 +78,7 @@ def front(directory: Path, target: str | None, *, quality: bool, as_json: bool) 
 @click.command(name="pick")
 @_DIR
 @click.option("--target", "-t", help="The target to deploy on; needed where the run has several.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Largest accuracy drop; 1 is one point.")
-@click.option("--max-class-drop", type=float, metavar="POINTS", help="Largest drop of any single class.")
-@click.option("--max-latency-ms", type=float, help="Largest latency per batch.")
-@click.option("--max-size-mb", type=float, help="Largest size of the weights.")
-@click.option("--max-memory-mb", type=float, help="Largest peak of the activations.")
-@click.option("--max-energy-mj", type=float, help="Largest energy per batch.")
+@_limit_options
 @click.option("--minimize", type=click.Choice(list(MINIMIZE)), default="size", show_default=True)
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Where the config is written.")
 @json_option
@@ -63,24 +88,11 @@ def pick_command(
     minimize: str,
     out: Path,
     as_json: bool,
-    max_drop: float | None,
-    max_class_drop: float | None,
-    max_latency_ms: float | None,
-    max_size_mb: float | None,
-    max_memory_mb: float | None,
-    max_energy_mj: float | None,
+    **limits: float | None,
 ) -> None:
     """Choose the point of the front that is best within further limits, and write its config."""
     run = read_run(directory)
-    limits = Constraints(
-        max_drop_points=max_drop,
-        max_class_drop_points=max_class_drop,
-        max_latency_ms=max_latency_ms,
-        max_size_bytes=None if max_size_mb is None else max_size_mb * 1e6,
-        max_memory_bytes=None if max_memory_mb is None else max_memory_mb * 1e6,
-        max_energy_mj=max_energy_mj,
-    )
-    point = pick(run.history.candidates, _only_target(run, target), limits, minimize)
+    point = pick(run.history.candidates, _only_target(run, target), constraints(limits), minimize)
     config = config_json(point, run.info, run.history.validation(point.result.executed.signature))
     write_config(out, config)
     if as_json:
@@ -102,6 +114,19 @@ def report(directory: Path) -> None:
     for name, found in front_rows(run).items():
         show_front(run, name, found)
     echo(f"wrote {directory / 'front.png'}")
+
+
+def constraints(limits: Mapping[str, float | None]) -> Constraints:
+    """The limits as they were given on the command line, in the units of the cost model."""
+    size_mb, memory_mb = limits["max_size_mb"], limits["max_memory_mb"]
+    return Constraints(
+        max_drop_points=limits["max_drop"],
+        max_class_drop_points=limits["max_class_drop"],
+        max_latency_ms=limits["max_latency_ms"],
+        max_size_bytes=None if size_mb is None else size_mb * 1e6,
+        max_memory_bytes=None if memory_mb is None else memory_mb * 1e6,
+        max_energy_mj=limits["max_energy_mj"],
+    )
 
 
 def front_rows(run: Run) -> dict[str, list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from haq.candidate import Candidate
 from haq.front import Point
 from haq.history import Summary
 from haq.quality import ACCURACY, MainMetric
+from haq.sensitivity import Additivity
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,24 @@ class BaselineMeasured:
     measurements: Mapping[str, Measurement]
     estimate_s: float
     metric: MainMetric = ACCURACY
+
+
+@dataclass(frozen=True)
+class SensitivityProgress:
+    """So many of the sensitivities are measured."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class SensitivityMeasured:
+    """All of them are, or were before. sample_forwards: what they cost, in whole passes of one sample."""
+
+    pieces: int
+    samples: int
+    sample_forwards: float
+    additivity: Additivity
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over. reason: `trials`, `timeout`, `space exhausted` or `stalled` (nothing feasible turns up).
+    """The run is over. reason: `trials`, `timeout`, `converged`, `space exhausted` or `stalled` (nothing new).
 
     repeats: proposals of the sampler, since the command was started, that would have been executed like an earlier
     candidate on every target and were replaced.
@@ -84,7 +103,7 @@ class Finished:
     repeats: int
 
 
-Event = Started | BaselineMeasured | CandidateDone | Validated | Notice | Finished
+Event = Started | BaselineMeasured | SensitivityProgress | SensitivityMeasured | CandidateDone | Validated | Notice | Finished
 Progress = Callable[[Event], None]
 
 

@@ -12,14 +12,16 @@ from haq.engine.events import BaselineMeasured, CandidateDone, Finished, Notice,
 from haq.engine.feasibility import drawn_points, kept_shares, reachable_levels
 from haq.engine.mirror import Mirror, storage_url
 from haq.engine.problem import Problem, SearchOptions, baseline_costs, effective_size
-from haq.engine.samplers import SAMPLERS
-from haq.engine.seeds import Seed, seeds
+from haq.engine.samplers import GUIDED, SAMPLERS
+from haq.engine.seeds import Seed, seeds, uniform_seeds
+from haq.engine.sensing import follow_sensitivities
 from haq.engine.session import Costs, Session
 from haq.engine.study import quiet_optuna
 from haq.errors import lookup
 from haq.history import summarize
 from haq.outputs import write_outputs
-from haq.rundir import OpenRun, RunRequest, identity, open_run
+from haq.rundir import WORKLOAD_FILE, OpenRun, RunRequest, identity, open_run
+from haq.textfile import write_atomically
 
 STALLED = 200
 """Candidates in a row without a new measurement, after which a search gives up."""
@@ -33,7 +35,8 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
     """
     lookup(SAMPLERS, options.sampler, "sampler")
     base = baseline_costs(problem)
-    planned = seeds(problem.workload, problem.space)
+    guided = options.sampler in GUIDED and problem.sensitivity is not None
+    planned = uniform_seeds(problem.space) if guided else seeds(problem.workload, problem.space)
     reachable = reachable_levels(problem, base, tuple(seed.levels for seed in planned))
     planned += tuple(Seed(f"seed:within-limits-{target}", levels) for target, levels in reachable.items())
     with (
@@ -44,15 +47,18 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
         progress(_started(problem, options, len(opened.run.history.candidates), base))
         if problem.space.yielded:
             progress(Notice(_apart(problem)))
+        write_atomically(opened.run.path / WORKLOAD_FILE, problem.workload.to_json())
         session = Session(problem, options, opened, base, planned)
+        progress(BaselineMeasured(session.baseline.measurements, session.left_s(), session.metric))
         try:
+            follow_sensitivities(session, opened, base, progress)
             for target, lessons in session.lessons.items():
                 mirror.open(target, tuple(zip(session.candidates, lessons, strict=True)))
             reason = _search(session, mirror, progress)
             _validate_fronts(session, progress)
         finally:
             write_outputs(replace(opened.run, history=session.history))
-        progress(Finished(reason, summarize(session.history), session.repeats))
+        progress(Finished(reason, summarize(session.history), session.proposer.repeats))
     return out
 
 
@@ -98,12 +104,13 @@ def _apart(problem: Problem) -> str:
 def _search(session: Session, mirror: Mirror, progress: Progress) -> str:
     """Evaluate candidates until something ends the search; returns what."""
     options, started, idle = session.options, time.perf_counter(), 0
-    progress(BaselineMeasured(session.baseline.measurements, session.left_s(), session.metric))
     while session.done < options.trials:
         if options.timeout_s is not None and time.perf_counter() - started >= options.timeout_s:
             return "timeout"
         if idle >= STALLED:
             return "stalled"
+        if options.until_converged and session.has_converged():
+            return "converged"
         proposal = session.propose()
         if proposal is None:
             return "space exhausted"

@@ -85,13 +85,15 @@ class SearchOptions:
     """How a search is run.
 
     trials: candidates whose accuracy is measured, all different. timeout_s: no new candidate starts after it.
+    until_converged: end when the hypervolume has stopped to grow beyond the noise; trials then is the most that is done.
     storage: `sqlite` mirrors the study into the run directory for dashboards, `none` does not, else an Optuna URL.
     """
 
     trials: int = 64
     seed: int = 0
-    sampler: str = "tpe"
+    sampler: str = "haq"
     timeout_s: float | None = None
+    until_converged: bool = False
     storage: str = "sqlite"
 
 
@@ -116,13 +118,17 @@ def unquantized(workload: Workload) -> Assignment:
 
 
 def baseline_costs(problem: Problem) -> dict[str, Mapping[str, float]]:
-    """Target -> what costs are compared with: the FP32 model as legalized there, but its size as stored in FP32.
+    """Target -> what costs are compared with there."""
+    return {target.name: baseline_of(target, problem.workload) for target in problem.targets}
+
+
+def baseline_of(target: Target, workload: Workload) -> Mapping[str, float]:
+    """What costs are compared with: the FP32 model as legalized there, but its size as stored in FP32.
 
     A phone that runs FP32 as fp16 must not make a model half as large look like no gain.
     """
-    fp32 = Assignment.uniform(problem.workload.layer_names, 32)
-    size = {"size_bytes": fp32_size_bytes(problem.workload)}
-    return {target.name: {**target.costs(target.legalize(fp32)[0]), **size} for target in problem.targets}
+    fp32 = Assignment.uniform(workload.layer_names, 32)
+    return {**target.costs(target.legalize(fp32)[0]), "size_bytes": fp32_size_bytes(workload)}
 
 
 def price(target: Target, requested: Assignment, base: Mapping[str, float]) -> TargetResult:
@@ -148,3 +154,17 @@ def sentences(verdict: Verdict) -> tuple[str, ...]:
         for name in verdict.unknown
     )
     return (*map(str, verdict.violations), *unknown)
+
+
+WORST_DROP_POINTS = 10.0
+"""The reference drop of a hypervolume where the user sets no largest drop."""
+
+
+def reference_point(target: Target, base: Mapping[str, float]) -> tuple[float, float, float]:
+    """The fixed point of the target's hypervolume: FP32's size and latency, and the drop that is not worth looking at.
+
+    A hair above FP32 and the limit, so that points exactly there count.
+    """
+    drop = target.constraints.max_drop_points
+    worst = WORST_DROP_POINTS if drop is None else drop + 0.01
+    return 1.001 * base["size_bytes"], 1.001 * base["latency_ms"], worst

@@ -55,6 +55,7 @@ def _random(seed: int, number: int) -> BaseSampler:
 
 
 SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+    "haq": _tpe,
     "tpe": _tpe,
     "nsga2": _nsga2,
     "nsga3": _nsga3,
@@ -62,7 +63,11 @@ SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     "qmc": _qmc,
     "random": _random,
 }
-"""Name -> (run seed, candidate number) -> sampler. GP takes seconds per trial: meant for slow measurements."""
+"""Name -> (run seed, candidate number) -> sampler. `haq` asks its guide first and fills the rest with TPE. GP takes seconds per trial: meant for slow measurements."""
+
+
+GUIDED: Mapping[str, str] = {"haq": "tpe"}
+"""Samplers that follow the guide, and the Optuna sampler that fills the rest."""
 
 
 class KnownSpace(BaseSampler):

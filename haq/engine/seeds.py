@@ -53,6 +53,12 @@ def seeds(workload: Workload, space: SearchSpace) -> tuple[Seed, ...]:
     return tuple(distinct.values())
 
 
+def uniform_seeds(space: SearchSpace) -> tuple[Seed, ...]:
+    """Uniform 8, 4, 16 and 32: what everybody compares with. The rest is planned from sensitivities."""
+    found = [Seed(f"seed:uniform{bits}", space.uniform(bits)) for bits in (8, 4, 16, 32)]
+    return tuple({seed.levels: seed for seed in reversed(found)}.values())[::-1]
+
+
 def _levels(space: SearchSpace, bits: int, exceptions: Mapping[str, int]) -> tuple[int, ...]:
     """One width everywhere but in the named groups."""
     return tuple(group.level_of(exceptions.get(group.name, bits)) for group in space.groups)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
 from haq.accuracy import Failure, Measurement, Reading, Scores, compare
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called
-from haq.engine.problem import Problem, SearchOptions, Target, figures, price, sentences, unquantized
-from haq.engine.proposals import Levels, Proposal, replace_repeat
-from haq.engine.samplers import trial_seed
+from haq.engine.convergence import PATIENCE, has_converged
+from haq.engine.problem import Problem, SearchOptions, Target, figures, price, reference_point, sentences, unquantized
+from haq.engine.proposals import Levels, Proposal
+from haq.engine.proposer import Proposer
 from haq.engine.seeds import Seed
-from haq.engine.study import Lesson, TargetStudy
+from haq.engine.study import Lesson
 from haq.errors import InputError
-from haq.front import Point, front
+from haq.front import Point, front, measured_points
 from haq.history import SEARCH, VALIDATION, Baseline, History
 from haq.precision import Assignment
 from haq.quality import MainMetric, QualityReport, main_metric
@@ -34,8 +34,7 @@ class Session:
     """What a search knows. It changes with every candidate; all of it can be rebuilt from the history.
 
     measured: executed signature -> measurement. failed: the same for measurements without a result. done: candidates
-    for which something new was measured, with a result or without. repeats: proposals that were replaced as repeats,
-    which a resumed session does not know from before.
+    for which something new was measured, with a result or without.
     """
 
     def __init__(
@@ -44,28 +43,30 @@ class Session:
         """Measure FP32 unless the history has it, and learn what the history holds. base: costs of FP32."""
         history = opened.run.history
         self.problem, self.options, self._writer, self._base = problem, options, opened.writer, base
-        self.seconds = history.seconds
+        self.seconds, self.sensitivity_forwards = history.seconds, history.sensitivity_forwards
         self.baseline = history.baseline if history.baseline is not None else self._measure_baseline()
         self._check_limits_are_known()
-        self._seeds = deque(seeds)
+        self._seeds = tuple(seeds)
         self.validations = dict(history.validations or {})
         self.unvalidable = dict(history.unvalidated)
         self.failed: dict[str, Failure] = {}
         self.measured: dict[str, Measurement] = {self.baseline.signature: self.baseline.measurements[SEARCH]}
         self.candidates: list[Candidate] = []
         self.lessons: dict[str, list[Lesson]] = {target.name: [] for target in problem.targets}
-        self.done = self.repeats = 0
+        self.done = 0
         self._seen: set[tuple[str, ...]] = set()
-        self._studies = tuple(TargetStudy(problem.space, options.sampler, options.seed) for _ in problem.targets)
+        self.proposer = Proposer(problem, options, self._seeds)
         for candidate in history.candidates:
-            if candidate.origin == options.sampler:
-                self._asker(candidate.number).replay(candidate.number)
+            self.proposer.replay(candidate)
             self._take(candidate)
 
     @property
     def history(self) -> History:
         """As `read_history` would find it now."""
-        return History(self.baseline, tuple(self.candidates), self.validations, self.seconds, self.unvalidable)
+        return History(
+            self.baseline, tuple(self.candidates), self.validations, self.seconds, self.unvalidable,
+            self.sensitivity_forwards,
+        )  # fmt: skip
 
     @property
     def metric(self) -> MainMetric:
@@ -76,15 +77,7 @@ class Session:
 
     def propose(self) -> Proposal | None:
         """The next thing to evaluate; None when the space holds nothing new."""
-        number = len(self.candidates)
-        while self._seeds:
-            seed = self._seeds.popleft()
-            if self._is_new(seed.levels):
-                return Proposal(seed.origin, seed.levels)
-        asked = self._asker(number).ask(number)
-        levels = replace_repeat(self.problem.space, asked, self._is_new, trial_seed(self.options.seed + 1, number))
-        self.repeats += levels not in (None, asked)
-        return None if levels is None else Proposal(self.options.sampler, levels)
+        return self.proposer.propose(len(self.candidates), self._needed)
 
     def evaluate(self, proposal: Proposal) -> Candidate:
         """Price the proposal on every target, measure what is neither infeasible nor known, record and learn."""
@@ -168,6 +161,23 @@ class Session:
                 found[target.name] = points[0]
         return found
 
+    def has_converged(self) -> bool:
+        """Whether the latest measurements brought no target's hypervolume a gain beyond the noise."""
+        if self.done <= PATIENCE:
+            return False
+        targets, recent = self.problem.targets, len(self.candidates) - PATIENCE
+        points = [
+            [p for p in measured_points(self.candidates, t.name) if p.result.is_feasible] for t in targets
+        ]
+        counts = [sum(p.candidate.number < recent for p in found) for found in points]
+        return has_converged(points, counts, [reference_point(t, self._base[t.name]) for t in targets])
+
+    def count_sensitivities(self, sample_forwards: float, spent_s: float) -> None:
+        """Put what measuring sensitivities cost on record."""
+        self._writer.append("sensitivity", {"sample_forwards": sample_forwards}, measure_s=spent_s)
+        self.seconds += spent_s
+        self.sensitivity_forwards = sample_forwards
+
     def _measure_baseline(self) -> Baseline:
         executed = unquantized(self.problem.workload)
         started = time.perf_counter()
@@ -225,10 +235,10 @@ class Session:
         self.failed |= failed
         self._seen.add(tuple(r.executed.signature for r in candidate.results))
         self.candidates.append(candidate)
-        for target, study in zip(self.problem.targets, self._studies, strict=True):
-            lesson = self._lesson(target, candidate)
-            self.lessons[target.name].append(lesson)
-            study.learn(lesson)
+        lessons = {target.name: self._lesson(target, candidate) for target in self.problem.targets}
+        for name, lesson in lessons.items():
+            self.lessons[name].append(lesson)
+        self.proposer.learn(candidate, self.problem.space.levels(candidate.requested), lessons)
 
     def _lesson(self, target: Target, candidate: Candidate) -> Lesson:
         """Values and relative excesses; an unmeasured drop is infeasible anyway and stands in the middle of the known.
@@ -257,17 +267,15 @@ class Session:
         levels = self.problem.space.levels(candidate.requested)
         return Lesson(levels, (known["size_bytes"], known["latency_ms"], drop), constraints)
 
-    def _is_new(self, levels: Levels) -> bool:
-        """Whether the levels execute differently from every earlier candidate on some target."""
+    def _needed(self, levels: Levels) -> int:
+        """How many measurements the levels need; 0 when they execute like an earlier candidate on every target."""
         requested = self.problem.space.assignment(levels)
-        return tuple(t.legalize(requested)[0].signature for t in self.problem.targets) not in self._seen
+        signatures = tuple(t.legalize(requested)[0].signature for t in self.problem.targets)
+        known = self.measured.keys() | self.failed.keys()
+        return 0 if signatures in self._seen else max(1, len(set(signatures) - known))
 
     def _signatures_per_seed(self) -> float:
         """How many different executions one request means over the targets, on average over the seeds."""
         seeds = [self.problem.space.assignment(seed.levels) for seed in self._seeds]
         counts = [len({t.legalize(a)[0].signature for t in self.problem.targets}) for a in seeds]
         return statistics.fmean(counts) if counts else float(len(self.problem.targets))
-
-    def _asker(self, number: int) -> TargetStudy:
-        """The targets' studies are asked in turn."""
-        return self._studies[number % len(self._studies)]

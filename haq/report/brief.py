@@ -99,6 +99,7 @@ def _deployment(spec: Spec) -> str:
 def _search(spec: Spec) -> str:
     search = spec.search
     parts = [f"{search.trials} trials of {search.sampler}, seed {search.seed}"]
+    parts += ["until it converges"] if search.until_converged else []
     parts += [f"at most {search.timeout_s:g} s"] if search.timeout_s else []
     parts += [f"storage {search.storage}"] if search.storage != "sqlite" else []
     return "; ".join(parts)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import ConstantInputWarning, spearmanr
 
 from haq.precision import Assignment
 from haq.sensitivity import Effect, Sensitivity
@@ -62,6 +61,9 @@ def additivity(sensitivity: Sensitivity) -> Additivity:
 def _rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     if len(x) < LEAST_PAIRS:
         return None
+    # Loading it takes a second, which every search would pay at its start.
+    from scipy.stats import ConstantInputWarning, spearmanr
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)
         found = float(spearmanr(x, y).statistic)

@@ -56,7 +56,7 @@ check: $(VENV)/.test
 
 # make core: the tests of the core, which load no torch.
 CORE := accuracy candidate constraints cost cost_table errors fit float_glue front history layering legalize lookup \
-	measurements pareto precision profile reasons rundir scaling size space spec trust validation work workload
+	measurements pareto precision profile reasons rundir scaling sensitivity size space spec trust validation work workload
 core: $(VENV)/.test
 	$(BIN)/pytest $(CORE:%=tests/test_%.py)
 

@@ -272,6 +272,7 @@ def _run(
         provenance={**prepared.provenance, "profiles": {p.name: _content_hash(p) for p in profiles.values()}},
         direction=driver.direction,
         may_fail=driver.may_fail,
+        sensitivity=prepared.sensitivity,
     )
     options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.until_converged, how.storage)
     try:

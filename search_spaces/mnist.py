@@ -47,10 +47,12 @@ class Digits:
 def task(space: SpaceFile) -> ClassificationTask:
     """Calibration (300), search (1,000) and validation (1,000 digits), disjoint from each other and from training."""
     digits = load_digits(space.model.inputs[0].shape[-1])
+    calibration = _batches(digits, "calibration")
     return ClassificationTask(
         splits={split: _batches(digits, split) for split in ("search", "validation")},
-        calibration_batches=tuple(batch.inputs for batch in _batches(digits, "calibration")),
+        calibration_batches=tuple(batch.inputs for batch in calibration),
         data_hash=digits.data_hash,
+        calibration_labels=tuple(batch.labels for batch in calibration),
     )
 
 

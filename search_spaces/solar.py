@@ -71,10 +71,12 @@ class Cells:
 def task(space: SpaceFile) -> ClassificationTask:
     """Defective or not: calibration (128), search (512) and validation (512 cells), disjoint."""
     cells = load_cells(space.model.inputs[0].shape[-1])
+    calibration = _batches(cells, "calibration")
     return ClassificationTask(
         splits={split: _batches(cells, split) for split in ("search", "validation")},
-        calibration_batches=tuple(batch.inputs for batch in _batches(cells, "calibration")),
+        calibration_batches=tuple(batch.inputs for batch in calibration),
         data_hash=cells.data_hash,
+        calibration_labels=tuple(batch.labels for batch in calibration),
     )
 
 

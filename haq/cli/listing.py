@@ -84,7 +84,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--clear", is_flag=True, help="Delete everything in it; all of it can be computed again.")
 @json_option
 def cache(clear: bool, as_json: bool) -> None:
-    """Print what the cache holds (traces, trained weights of the demos), or clear it."""
+    """Print what the cache holds (traces, trained weights, quantized layers, sensitivities), or clear it."""
     held = diskcache.clear() if clear else diskcache.usage()
     if as_json:
         echo_json({**held.to_json(), "cleared": clear})

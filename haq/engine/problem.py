@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,12 +17,16 @@ from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
 from haq.precision import BIT_WIDTHS, FORMATS, Assignment, Precision
 from haq.quality import Direction
+from haq.sensitivity import Sensitivity
 from haq.space import Group, SearchSpace
 from haq.trust import Trust
 from haq.workload import Workload
 
 Measure = Callable[[Assignment, str], "Reading | Failure | Scores | float"]
 """(executed assignment, split) -> a reading, its per-sample scores or one number alone, or why there is none."""
+
+MeasureSensitivity = Callable[[Sequence[Assignment], int, Callable[[int, int], None]], Sensitivity]
+"""(pieces, most pairs, progress(done, total)) -> effects; takes sample-forwards, which it states."""
 
 Population = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 """(candidates, layers) places in BIT_WIDTHS, layers in the workload's order -> figures, NaN where one is unknown."""
@@ -57,7 +61,8 @@ class Problem:
     measure: called with (executed assignment, split) for each split in `splits`; a user's function that knows one data
     set has the search split only. spec: the resolved spec; provenance: `model`, `weights_hash`, `data_hash`, `metric`
     and whatever else identifies the input; both plain JSON data, kept in `run.json`. direction: which way the metric is
-    better; may_fail: whether `measure` may give a Failure.
+    better; may_fail: whether `measure` may give a Failure. sensitivity: effects of parts of the
+    network on calibration data; absent where only `measure` is known of it.
     """
 
     workload: Workload
@@ -69,6 +74,7 @@ class Problem:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     direction: Direction = "maximize"
     may_fail: bool = False
+    sensitivity: MeasureSensitivity | None = None
 
     def reading(self, executed: Assignment, split: str) -> Reading | Failure:
         """What `measure` returns, its scores as float64 or a float."""

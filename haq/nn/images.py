@@ -58,6 +58,10 @@ class ImageFolderTask:
     def calibration(self) -> Sequence[Inputs]:
         return tuple(self._batch(part).inputs for part in _parts(self.rows["calibration"]))
 
+    @property
+    def calibration_labels(self) -> tuple[Tensor, ...]:
+        return tuple(torch.tensor([self.labels[n] for n in part]) for part in _parts(self.rows["calibration"]))
+
     def outputs(self, model: nn.Module, split: str) -> Outputs:
         """The logits of the split; raises InputError if classes and logits differ in number."""
         checked = _ClassCount(model, len(self.classes), str(self.root))

@@ -139,7 +139,7 @@ class _WatchedForward:
         self._known = frozenset(workload.layer_names) | frozenset(workload.constant_products)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _as_traced(), running(self._model) as sites, _Ops(sites, self._probe, self._known, self._layers):
+        with as_traced(), running(self._model) as sites, _Ops(sites, self._probe, self._known, self._layers):
             return self._forward(*args, **kwargs)
 
 
@@ -207,7 +207,7 @@ def _name(func: Any) -> str:
 
 
 @contextmanager
-def _as_traced() -> Iterator[None]:
+def as_traced() -> Iterator[None]:
     """Run ops in the form in which the tracer sees them.
 
     Attention is two products and a softmax, as on the targets, instead of one fused kernel that hides them; and not in

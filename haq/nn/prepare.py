@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from haq import diskcache
 from haq.accuracy import Failure, Reading
 from haq.errors import InputError
 from haq.history import SEARCH, VALIDATION
 from haq.nn.bundle import Bundle
 from haq.nn.calibrate import calibrate, check_data
 from haq.nn.checkpoints import weights_hash
+from haq.nn.effects import Recipe, kept_effects
 from haq.nn.fold import fold_batch_norm
 from haq.nn.judge import Driver, Judge
 from haq.nn.observers import DEFAULT_OBSERVER
 from haq.nn.ptq.structure import restructured
+from haq.nn.sensitivity import SAMPLES, Progress, Sample, measure_sensitivity
 from haq.nn.simulate import FP32, Simulator
-from haq.nn.subset import cut_search_split
-from haq.nn.task import CallableTask, Inputs, Task
+from haq.nn.subset import cut_search_split, spread_rows
+from haq.nn.task import CallableTask, HasCalibrationLabels, HasOutputs, Inputs, Task, first_samples, forward, logits_of
 from haq.nn.trace import trace
 from haq.precision import Assignment
+from haq.sensitivity import Kind, Sensitivity
 from haq.techniques import DEFAULT, Stack
 from haq.workload import Workload
 
@@ -33,10 +38,12 @@ class Prepared:
     """A network ready to be searched.
 
     measure: (executed, split) -> reading, for each split in `splits`; provenance: plain data that identifies the input.
+    sensitivity: (pieces in depth order, most pairs, progress) -> their effects on calibration data.
     """
 
     workload: Workload
     measure: Callable[[Assignment, str], Reading | Failure]
+    sensitivity: Callable[[Sequence[Assignment], int, Progress], Sensitivity]
     splits: tuple[str, ...]
     provenance: dict[str, Any]
 
@@ -67,6 +74,37 @@ class _Measure:
     def __call__(self, executed: Assignment, split: str) -> Reading | Failure:
         is_fp32 = all(executed.precision(layer) == FP32 for layer in executed)
         return self._judge(self._build(executed), split, is_fp32=is_fp32)
+
+    def sensitivity(self, pieces: Sequence[Assignment], pairs: int, progress: Progress) -> Sensitivity:
+        """The effects of pieces and of pairs of them on SAMPLES samples of the calibration data, kept in the cache."""
+        task, batches = self._task, tuple(self._task.calibration())
+        labels = task.calibration_labels if isinstance(task, HasCalibrationLabels) else ()
+        sample = Sample(*spread_rows(batches, labels, SAMPLES, SAMPLES))
+        measure: Kind = "kl" if isinstance(task, HasOutputs) and self._gives_logits(sample) else "relative error"
+        recipe = Recipe(
+            self._model, batches, self._how.stack, self._how.observer, sample.batches, sample.labels, measure
+        )
+        found = measure_sensitivity(
+            self._build,
+            self._workload,
+            sample,
+            pieces,
+            pairs,
+            measure=measure,
+            kept=kept_effects(recipe),
+            progress=progress,
+        )
+        diskcache.trim()
+        return found
+
+    def _gives_logits(self, sample: Sample) -> bool:
+        """Whether the model answers with one score per class and sample."""
+        with torch.inference_mode():
+            output = forward(self._model, first_samples(sample.batches[0], 1))
+        try:
+            return logits_of(output).dim() == 2
+        except InputError:
+            return False
 
     def _build(self, executed: Assignment) -> nn.Module:
         if self._simulator is None:
@@ -110,7 +148,8 @@ def prepare(bundle: Bundle, *, how: Quantization, samples: int | None, driver: D
     # A user's function that knows one data set has nothing to validate on.
     held_out = not isinstance(task, CallableTask) or task.validate is not None
     splits = (SEARCH, VALIDATION) if held_out else (SEARCH,)
-    return Prepared(workload, _Measure(folded, workload, task, how, driver), splits, provenance)
+    measure = _Measure(folded, workload, task, how, driver)
+    return Prepared(workload, measure, measure.sensitivity, splits, provenance)
 
 
 def bundle_in_memory(

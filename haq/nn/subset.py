@@ -1,7 +1,8 @@
-"""Cuts a task's search split to fewer samples, spread evenly over it, for quick or long-running comparisons."""
+"""Cuts data to fewer samples, spread evenly over it: a search split, or the calibration data of sensitivities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from haq.errors import InputError
 from haq.history import SEARCH
-from haq.nn.task import Batch, ClassificationTask, Inputs, Task
+from haq.nn.task import Batch, ClassificationTask, Inputs, Task, batch_size
 
 
 def cut_search_split(task: Task, samples: int) -> Task:
@@ -35,6 +36,52 @@ def cut_search_split(task: Task, samples: int) -> Task:
         if len(rows):
             cut.append(Batch(_take(batch.inputs, rows), batch.labels[rows]))
     return replace(task, splits={**task.splits, SEARCH: tuple(cut)})
+
+
+def spread_rows(
+    batches: Sequence[Inputs], labels: Sequence[Tensor], samples: int, most: int
+) -> tuple[tuple[Inputs, ...], tuple[Tensor, ...]]:
+    """Every total/samples-th sample, or all, in batches of at most `most` and no larger than the largest given one.
+
+    labels: (n,) for each batch, or none at all; returned likewise. Neighbours of one shape (texts padded alike) are
+    put together, since many small batches take longer.
+    """
+    total = sum(batch_size(batch) for batch in batches)
+    chosen = torch.tensor([i * total // samples for i in range(samples)] if samples < total else range(total))
+    size = min(most, max(batch_size(batch) for batch in batches))
+    runs: list[list[tuple[Inputs, Tensor]]] = []
+    offset = 0
+    for number, batch in enumerate(batches):
+        end = offset + batch_size(batch)
+        rows = chosen[(chosen >= offset) & (chosen < end)] - offset
+        # Row numbers stand in for labels that are not there, and are dropped at the end.
+        part = _take(batch, rows), labels[number][rows] if labels else rows
+        offset = end
+        if not len(rows):
+            continue
+        if runs and _shapes(runs[-1][0][0]) == _shapes(part[0]):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    cut = []
+    for run in runs:
+        inputs, shown = _joined([part[0] for part in run]), torch.cat([part[1] for part in run])
+        cut += [(_take(inputs, rows), shown[rows]) for rows in torch.split(torch.arange(len(shown)), size)]
+    return tuple(inputs for inputs, _ in cut), tuple(shown for _, shown in cut) if labels else ()
+
+
+def _shapes(inputs: Inputs) -> tuple[object, ...]:
+    """Names, types and shapes of one sample."""
+    named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+    return tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in named)
+
+
+def _joined(parts: Sequence[Inputs]) -> Inputs:
+    """Batches of one shape as one batch."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
+    return tuple(torch.cat([part[i] for part in parts if isinstance(part, tuple)]) for i in range(len(first)))
 
 
 def _take(inputs: Inputs, rows: Tensor) -> Inputs:

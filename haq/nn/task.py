@@ -57,12 +57,22 @@ class HasOutputs(Protocol):
         """What the model answers on the split, from one pass, and what is right, in a fixed order."""
 
 
+@runtime_checkable
+class HasCalibrationLabels(Protocol):
+    """A task that knows what is right on its calibration batches."""
+
+    @property
+    def calibration_labels(self) -> tuple[Tensor, ...]:
+        """(n,) class numbers for each batch of `calibration`, or none at all."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassificationTask:
     """Prepared batches per split; a sample scores 1.0 where the largest logit is the label's, else 0.0.
 
     splits: at least `search` and `validation`. A sample with a NaN or an infinity among its logits scores 0.0: a
     candidate whose fp16 overflowed is wrong, never lucky. class_names: in the order of the logits, where known.
+    calibration_labels: (n,) for each calibration batch, or none at all; only sensitivities are read off them.
     """
 
     splits: Mapping[str, tuple[Batch, ...]]
@@ -70,6 +80,7 @@ class ClassificationTask:
     data_hash: str
     metric: str = "top-1 accuracy"
     class_names: tuple[str, ...] = ()
+    calibration_labels: tuple[Tensor, ...] = ()
 
     def calibration(self) -> Sequence[Inputs]:
         return self.calibration_batches

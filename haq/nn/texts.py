@@ -84,6 +84,7 @@ def task_of(
         splits={name: made[name] for name in ("search", "validation")},
         calibration_batches=tuple(batch.inputs for batch in made["calibration"]),
         data_hash=hash_inputs(content),
+        calibration_labels=tuple(batch.labels for batch in made["calibration"]),
     )
 
 

@@ -156,13 +156,17 @@ class Deployment(_Section):
 
 
 class Search(_Section):
-    """How the search is run. storage: `sqlite` in the run directory, `none`, or an Optuna URL."""
+    """How the search is run. storage: `sqlite` in the run directory, `none`, or an Optuna URL.
+
+    racing: whether a candidate's measurement is stopped once it is beaten or over a limit, where the task allows it.
+    """
 
     trials: Annotated[int, Field(ge=1)] = 64
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
     timeout_s: Positive | None = None
     storage: str = "sqlite"
+    racing: bool = True
 
 
 class Spec(_Section):
@@ -210,8 +214,11 @@ class Spec(_Section):
         return limit.get(target) if isinstance(limit, dict) else limit
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved spec, sections in order; keys that are not set are left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """The resolved spec, sections in order; keys that are not set are left out. `spec_of_run` reads it back."""
+        raw = self.model_dump(mode="json", exclude_none=True)
+        if not self.search.racing:
+            del raw["search"]["racing"]  # so that runs of before racing, which did without, are the same search
+        return raw
 
 
 _PER_TARGET = (
@@ -245,6 +252,11 @@ def load_spec(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Spec
 def spec_from(raw: Mapping[str, Any], *, where: str) -> Spec:
     """The spec of plain tables; raises InputError that names `where` and the key."""
     return validate(Spec, raw, where=where)
+
+
+def spec_of_run(raw: Mapping[str, Any], *, where: str) -> Spec:
+    """The spec that a `run.json` holds, as `Spec.to_json` wrote it; without the key, the run did not race."""
+    return spec_from({**raw, "search": {"racing": False, **raw.get("search", {})}}, where=where)
 
 
 def _resolve_paths(raw: Mapping[str, Any], folder: Path) -> None:

@@ -27,7 +27,8 @@ GLUE = {"haq.api", "haq.finetuning", "haq.tracecache"}
 
 LAYERS = (
     {"errors", "resources"},
-    {"precision", "workload", "scaling", "techniques", "quality", "accuracy", "constraints", "candidate", "pareto"},
+    {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
+    {"constraints", "candidate", "pareto"},
     {"validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "tomltext", "trust"},
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},

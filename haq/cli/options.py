@@ -40,6 +40,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "sampler": ("search", "sampler"),
     "timeout": ("search", "timeout_s"),
     "storage": ("search", "storage"),
+    "racing": ("search", "racing"),
 }
 """Flag (as a Python name) -> section and key of the spec."""
 
@@ -77,6 +78,7 @@ _OPTIONS = (
     click.option("--sampler", help="tpe, nsga2, nsga3, gp, qmc or random. [tpe]"),
     click.option("--seed", type=int, help="Same seed, same history. [0]"),
     click.option("--timeout", type=float, metavar="SECONDS", help="Ask no new candidate after so long."),
+    click.option("--racing/--no-racing", default=None, help="Stop measuring what is beaten or over a limit. [racing]"),
     click.option("--storage", metavar="URL", help="For dashboards: sqlite (in DIR), none, or an Optuna URL. [sqlite]"),
 )
 

@@ -16,12 +16,16 @@ from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
 from haq.precision import FORMATS, Assignment, Precision
 from haq.quality import Direction
+from haq.racing import Watch
 from haq.space import SearchSpace
 from haq.trust import Trust
 from haq.workload import Workload
 
 Measure = Callable[[Assignment, str], "Reading | Failure | Scores | float"]
 """(executed assignment, split) -> a reading, its per-sample scores or one number alone, or why there is none."""
+
+Race = Callable[[Assignment, Watch], "Reading | Failure"]
+"""(executed assignment, watch) -> a reading of the search split that the watch may stop, or why there is none."""
 
 Population = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 """(candidates, layers) places in BIT_WIDTHS, layers in the workload's order -> figures, NaN where one is unknown."""
@@ -56,7 +60,8 @@ class Problem:
     measure: called with (executed assignment, split) for each split in `splits`; a user's function that knows one data
     set has the search split only. spec: the resolved spec; provenance: `model`, `weights_hash`, `data_hash`, `metric`
     and whatever else identifies the input; both plain JSON data, kept in `run.json`. direction: which way the metric is
-    better; may_fail: whether `measure` may give a Failure.
+    better; may_fail: whether `measure` may give a Failure. race: measures the search split so
+    that it can be stopped early; without it every candidate is measured in full.
     """
 
     workload: Workload
@@ -68,10 +73,12 @@ class Problem:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     direction: Direction = "maximize"
     may_fail: bool = False
+    race: Race | None = None
 
-    def reading(self, executed: Assignment, split: str) -> Reading | Failure:
-        """What `measure` returns, its scores as float64 or a float."""
-        found = self.measure(executed, split)
+    def reading(self, executed: Assignment, split: str, stop: Watch | None = None) -> Reading | Failure:
+        """What `measure` returns, or with `stop` what `race` returns; its scores as float64 or a float."""
+        race = self.race
+        found = self.measure(executed, split) if stop is None or race is None else race(executed, stop)
         if isinstance(found, Failure):
             return found
         reading = found if isinstance(found, Reading) else Reading(found)

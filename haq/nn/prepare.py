@@ -24,6 +24,7 @@ from haq.nn.subset import cut_search_split
 from haq.nn.task import CallableTask, Inputs, Task
 from haq.nn.trace import trace
 from haq.precision import Assignment
+from haq.racing import Watch
 from haq.techniques import DEFAULT, Stack
 from haq.workload import Workload
 
@@ -33,12 +34,14 @@ class Prepared:
     """A network ready to be searched.
 
     measure: (executed, split) -> reading, for each split in `splits`; provenance: plain data that identifies the input.
+    race: (executed, watch) -> reading of the search split that may be stopped early; absent where that is not possible.
     """
 
     workload: Workload
     measure: Callable[[Assignment, str], Reading | Failure]
     splits: tuple[str, ...]
     provenance: dict[str, Any]
+    race: Callable[[Assignment, Watch], Reading | Failure] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ class _Measure:
     def __call__(self, executed: Assignment, split: str) -> Reading | Failure:
         is_fp32 = all(executed.precision(layer) == FP32 for layer in executed)
         return self._judge(self._build(executed), split, is_fp32=is_fp32)
+
+    @property
+    def can_race(self) -> bool:
+        return self._judge.can_race
+
+    def race(self, executed: Assignment, watch: Watch) -> Reading | Failure:
+        """The reading of the search split, which `watch` may stop early."""
+        return self._judge.race(self._build(executed), SEARCH, watch)
 
     def _build(self, executed: Assignment) -> nn.Module:
         if self._simulator is None:
@@ -110,7 +121,8 @@ def prepare(bundle: Bundle, *, how: Quantization, samples: int | None, driver: D
     # A user's function that knows one data set has nothing to validate on.
     held_out = not isinstance(task, CallableTask) or task.validate is not None
     splits = (SEARCH, VALIDATION) if held_out else (SEARCH,)
-    return Prepared(workload, _Measure(folded, workload, task, how, driver), splits, provenance)
+    measure = _Measure(folded, workload, task, how, driver)
+    return Prepared(workload, measure, splits, provenance, measure.race if measure.can_race else None)
 
 
 def bundle_in_memory(

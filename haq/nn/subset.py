@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from haq.errors import InputError
 from haq.history import SEARCH
-from haq.nn.task import Batch, ClassificationTask, Inputs, Task
+from haq.nn.task import Batch, ClassificationTask, Task, taken
 
 
 def cut_search_split(task: Task, samples: int) -> Task:
@@ -33,11 +32,5 @@ def cut_search_split(task: Task, samples: int) -> Task:
         rows = chosen[(chosen >= offset) & (chosen < offset + len(batch.labels))] - offset
         offset += len(batch.labels)
         if len(rows):
-            cut.append(Batch(_take(batch.inputs, rows), batch.labels[rows]))
+            cut.append(Batch(taken(batch.inputs, rows), batch.labels[rows]))
     return replace(task, splits={**task.splits, SEARCH: tuple(cut)})
-
-
-def _take(inputs: Inputs, rows: Tensor) -> Inputs:
-    if isinstance(inputs, dict):
-        return {name: tensor[rows] for name, tensor in inputs.items()}
-    return tuple(tensor[rows] for tensor in inputs)

@@ -99,6 +99,7 @@ def _search(spec: Spec) -> str:
     search = spec.search
     parts = [f"{search.trials} trials of {search.sampler}, seed {search.seed}"]
     parts += [f"at most {search.timeout_s:g} s"] if search.timeout_s else []
+    parts.append("hopeless candidates are stopped early" if search.racing else "every candidate measured in full")
     parts += [f"storage {search.storage}"] if search.storage != "sqlite" else []
     return "; ".join(parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from haq.errors import InputError
 from haq.quality import AGREEMENT, KL, WORST_CLASS, Direction, QualityReport
+from haq.racing import Look, drop_bounds
 
 Scores = NDArray[np.float64]
 """(n,) one score per sample in a fixed order, in [0, 1] for accuracies (1.0: right)."""
@@ -32,13 +33,15 @@ class Reading:
     """What a measure read of one model on one split. scores: of the metric that drives the search.
 
     metric: its name, where the user's function gave it one. is_continuous: zeros and ones among the scores are no
-    counts of right and wrong, as in a KL divergence that is 0 throughout.
+    counts of right and wrong, as in a KL divergence that is 0 throughout. look: where measuring was stopped early, what
+    was measured by then; the scores are its scores.
     """
 
     scores: Scores | float
     report: QualityReport | None = None
     metric: str | None = None
     is_continuous: bool = False
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Measurement:
     accuracy: a fraction, or the value of whatever other metric drives the search; metric: its name, where the user's
     function gave one. drop_points: 100 x (FP32 - this), or 100 x (this - FP32) where it is minimized, on the same
     samples. The intervals are absent when the user's function returns one number: unknown is not zero.
+
+    of_samples: samples in the split, where measuring was stopped early. accuracy and drop then are estimates for the
+    whole split, and the intervals are about the whole split, too; `quality` is estimated like them.
     """
 
     split: str
@@ -66,6 +72,12 @@ class Measurement:
     drop_interval: Interval | None = None
     metric: str | None = None
     quality: QualityReport | None = None
+    of_samples: int | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether measuring was stopped before all samples of the split were measured."""
+        return self.of_samples is not None
 
     def figures(self) -> dict[str, float]:
         """What limits on a measurement are judged on; what is unknown is absent."""
@@ -179,6 +191,34 @@ def compare(
         )
     lost = float(reference) - float(result) if direction == "maximize" else float(result) - float(reference)
     return Measurement(split, 1, float(result), 100 * lost)
+
+
+def estimated(reference: Scores, look: Look, split: str, direction: Direction = "maximize") -> Measurement:
+    """The measurement that was stopped after a look. reference: FP32's scores of the whole split.
+
+    The drop's interval is `drop_bounds`; the accuracy's is what it leaves of FP32's accuracy, which is known.
+    """
+    bounds = drop_bounds(reference, look, is_minimized=direction == "minimize")
+    fp32, sign = float(np.mean(reference)), -1 if direction == "maximize" else 1
+    ends = sorted((fp32 + sign * bounds.low / 100, fp32 + sign * bounds.high / 100))
+    return Measurement(
+        split,
+        len(look.samples),
+        fp32 + sign * bounds.estimate / 100,
+        bounds.estimate,
+        _known(Interval(*ends)),
+        _known(Interval(bounds.low, bounds.high)),
+        of_samples=look.of_samples,
+    )
+
+
+def judged(reference: Scores | float, reading: Reading, split: str, direction: Direction = "maximize") -> Measurement:
+    """The measurement of a reading, of the whole split or stopped early; raises InputError as `compare` does."""
+    if reading.look is not None:
+        assert isinstance(reference, np.ndarray), "only per-sample scores can be stopped early"
+        return replace(estimated(reference, reading.look, split, direction), metric=reading.metric)
+    found = compare(reference, reading.scores, split, direction, is_continuous=reading.is_continuous)
+    return replace(found, metric=reading.metric)
 
 
 def _known(interval: Interval) -> Interval | None:

@@ -25,7 +25,7 @@ from haq.rundir import RUN_FILE, Run, read_run
 from haq.scaling import PLAIN, Scaling
 from haq.space import Rule, build_space
 from haq.spacefile import FOLDER, load_space
-from haq.spec import Scope, Spec, spec_from
+from haq.spec import Scope, Spec, spec_from, spec_of_run
 from haq.techniques import Stack
 from haq.tracecache import workload_of
 from haq.workload import Workload
@@ -77,7 +77,7 @@ def resume(directory: Path, given: Mapping[str, str], progress: Progress) -> Run
     again: no code and no file is loaded because a run directory, which people pass around, names it. Hashes are
     checked.
     """
-    spec = spec_from(read_run(directory).info["spec"], where=f"{directory}/run.json")
+    spec = spec_of_run(read_run(directory).info["spec"], where=f"{directory}/run.json")
     parts = {key: value for key, value in given.items() if key != "metric"}
     sources = _sources(spec, directory, parts, ("model", "weights", "data"))
     return search_spec(spec, directory, progress, sources, _metric_again(spec, directory, given.get("metric")))
@@ -88,7 +88,7 @@ def workload_of_run(run: Run, given: Mapping[str, str]) -> Workload:
 
     Raises InputError when something is not given again, or when the traced network is another than the run measured.
     """
-    spec = spec_from(run.info["spec"], where=f"{run.path}/run.json")
+    spec = spec_of_run(run.info["spec"], where=f"{run.path}/run.json")
     sources = _sources(spec, run.path, given, ("model",))
     workload = workload_of(load_space(sources.space), sources.model)
     for target, costs in (run.history.baseline.costs if run.history.baseline else {}).items():
@@ -108,7 +108,7 @@ def regret_of_run(run: Run, limits: Constraints, minimize: str, given: Mapping[s
     Prices are the run's own unless a profile has changed since; they are then today's, which takes the network:
     `given` as in `workload_of_run`.
     """
-    spec, history = spec_from(run.info["spec"], where=f"{run.path}/run.json"), run.history
+    spec, history = spec_of_run(run.info["spec"], where=f"{run.path}/run.json"), run.history
     choices = choices_of_run(history, run.targets, limits, minimize)
     profiles = dict(zip(run.targets, map(load_profile, spec.hardware.targets), strict=True))
     then = run.info["provenance"].get("profiles", {})
@@ -273,6 +273,7 @@ def _run(
         direction=driver.direction,
         may_fail=driver.may_fail,
         sensitivity=prepared.sensitivity,
+        race=prepared.race if how.racing else None,
     )
     options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.until_converged, how.storage)
     try:

@@ -53,6 +53,10 @@ class TargetResult:
         return not self.violations
 
     @property
+    def is_measured_in_full(self) -> bool:
+        return self.measurement is not None and not self.measurement.is_partial
+
+    @property
     def config_id(self) -> str:
         """Names the config file: 12 hex digits of (executed assignment, target)."""
         return Assignment.of({**self.executed, f"target:{self.target}": 0}).signature[:12]

@@ -32,7 +32,7 @@ MINIMIZE: dict[str, str] = {"size": "size_bytes", "latency": "latency_ms", "ener
 
 
 def measured_points(candidates: Sequence[Candidate], target: str) -> tuple[Point, ...]:
-    """Every candidate with a measured accuracy on the target, in order, feasible or not."""
+    """Every candidate with a measured accuracy on the target, in order, feasible or not, stopped early or not."""
     _check_target(candidates, target)
     points = (Point(candidate, candidate.on(target)) for candidate in candidates)
     return tuple(point for point in points if point.result.measurement is not None)
@@ -41,9 +41,9 @@ def measured_points(candidates: Sequence[Candidate], target: str) -> tuple[Point
 def front(candidates: Sequence[Candidate], target: str) -> tuple[Point, ...]:
     """The target's feasible, measured candidates that no other beats in size, latency and drop, smallest first.
 
-    Of candidates that execute alike the first asked one stands for all.
+    Of candidates that execute alike the first asked one stands for all. One that was stopped early is not on it.
     """
-    points = [point for point in measured_points(candidates, target) if point.result.is_feasible]
+    points = [p for p in measured_points(candidates, target) if p.result.is_feasible and p.result.is_measured_in_full]
     if not points:
         return ()
     keep = non_dominated([point.losses for point in points])
@@ -53,9 +53,10 @@ def front(candidates: Sequence[Candidate], target: str) -> tuple[Point, ...]:
 def joint_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The candidates, feasible on every target, that no other beats on all targets at once.
 
-    Size, latency and drop of every target stand side by side as objectives; targets are never averaged.
+    Size, latency and drop of every target stand side by side as objectives; targets are never averaged. A candidate
+    that was stopped early on a target, where it is beaten, is not on it, even if it would be a compromise.
     """
-    feasible = [c for c in candidates if all(r.is_feasible and r.measurement is not None for r in c.results)]
+    feasible = [c for c in candidates if all(r.is_feasible and r.is_measured_in_full for r in c.results)]
     if not feasible:
         return ()
     losses = [[value for r in c.results for value in Point(c, r).losses] for c in feasible]

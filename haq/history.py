@@ -77,7 +77,7 @@ class History:
 
     @property
     def measured(self) -> dict[str, Measurement]:
-        """Executed signature -> measurement on the search split, FP32 included."""
+        """Executed signature -> measurement on the search split, stopped early or not, FP32 included."""
         known = {
             result.executed.signature: result.measurement
             for candidate in self.candidates
@@ -100,7 +100,9 @@ class Summary:
     """What a run cost. infeasible: on every target by cost alone, hence never measured.
 
     sample_forwards: samples sent through a network, FP32 and both splits included; a user's function that returns one
-    number does not say how many it used and counts as 1.
+    number does not say how many it used and counts as 1. stopped_early: measurements of candidates that ended before
+    all samples; mean_share: of the search split that candidates were measured on, on average over their measurements;
+    absent when there was none.
     """
 
     candidates: int
@@ -108,12 +110,17 @@ class Summary:
     measurements: int
     sample_forwards: int
     seconds: float
+    stopped_early: int = 0
+    mean_share: float | None = None
 
 
 def summarize(history: History) -> Summary:
     """Count what the run did."""
     baseline = tuple(history.baseline.measurements.values()) if history.baseline else ()
-    searched = [m for signature, m in history.measured.items() if not _is_baseline(history, signature)]
+    # One that was stopped early may have been measured again in full, and cost both.
+    results = (result for candidate in history.candidates for result in candidate.results)
+    measured = {(r.executed.signature, m.samples): m for r in results if (m := r.measurement) is not None}
+    searched = [m for (signature, _), m in measured.items() if not _is_baseline(history, signature)]
     validated = [m for signature, m in (history.validations or {}).items() if not _is_baseline(history, signature)]
     every: list[Measurement | Failure] = [
         *baseline,
@@ -124,7 +131,16 @@ def summarize(history: History) -> Summary:
     ]
     forwards = round(history.sensitivity_forwards) + sum(m.samples for m in every)
     unmeasured = sum(all(r.measurement is None and r.failure is None for r in c.results) for c in history.candidates)
-    return Summary(len(history.candidates), unmeasured, len(every), forwards, history.seconds)
+    shares = [m.samples / (m.of_samples or m.samples) for m in searched]
+    return Summary(
+        len(history.candidates),
+        unmeasured,
+        len(every),
+        forwards,
+        history.seconds,
+        sum(m.is_partial for m in searched),
+        sum(shares) / len(shares) if shares else None,
+    )
 
 
 def _is_baseline(history: History, signature: str) -> bool:

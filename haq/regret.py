@@ -44,7 +44,7 @@ class Cell:
     """The choice of `best_of` on the target `on`.
 
     value: the minimized figure, in its unit. regret: relative to the best of `on` itself; 0.1 is a tenth worse,
-    negative is cheaper. drop_points: measured for what `on` executes; absent where it was not measured.
+    negative is cheaper. drop_points: measured for what `on` executes; absent where it was not, or not in full.
     """
 
     best_of: str
@@ -106,7 +106,7 @@ def regret_matrix(
                 f"{figure} is unknown on target {on!r}", got=minimize, expected="a figure that every profile can give"
             )
         found = None if priced.executed is None else measured.get(priced.executed.signature)
-        drop = None if found is None else found.drop_points
+        drop = None if found is None or found.is_partial else found.drop_points
         return Cell(choice.target, on, priced.costs[figure], 0.0, drop)
 
     targets = [choice.target for choice in choices]

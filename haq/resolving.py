@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from haq.accuracy import Measurement
 from haq.allocate import AllocationModel, sweep
 from haq.constraints import Constraints
-from haq.engine.guide import cost_limits
-from haq.engine.problem import Target, baseline_of, figures
+from haq.engine.problem import Target, baseline_of, cost_limits, figures
 from haq.engine.targets import profile_target
 from haq.errors import InfeasibleError, InputError
 from haq.hardware.profile import load_profile

@@ -167,6 +167,7 @@ class Search(_Section):
     trials: candidates to measure, 64 unless said, or up to 500 until_converged: then the search ends when no target's
     hypervolume has grown beyond the noise for a while. sampler: `haq` measures sensitivities first; the others are
     Optuna's alone.
+    racing: whether a candidate's measurement is stopped once it is beaten or over a limit, where the task allows it.
     """
 
     trials: Annotated[int, Field(ge=1)] = 64
@@ -175,6 +176,7 @@ class Search(_Section):
     timeout_s: Positive | None = None
     until_converged: bool = False
     storage: str = "sqlite"
+    racing: bool = True
 
 
     @model_validator(mode="before")
@@ -231,8 +233,11 @@ class Spec(_Section):
         return limit.get(target) if isinstance(limit, dict) else limit
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved spec, sections in order; keys that are not set are left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """The resolved spec, sections in order; keys that are not set are left out. `spec_of_run` reads it back."""
+        raw = self.model_dump(mode="json", exclude_none=True)
+        if not self.search.racing:
+            del raw["search"]["racing"]  # so that runs of before racing, which did without, are the same search
+        return raw
 
 
 _PER_TARGET = (
@@ -266,6 +271,11 @@ def load_spec(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Spec
 def spec_from(raw: Mapping[str, Any], *, where: str) -> Spec:
     """The spec of plain tables; raises InputError that names `where` and the key."""
     return validate(Spec, raw, where=where)
+
+
+def spec_of_run(raw: Mapping[str, Any], *, where: str) -> Spec:
+    """The spec that a `run.json` holds, as `Spec.to_json` wrote it; without the key, the run did not race."""
+    return spec_from({**raw, "search": {"racing": False, **raw.get("search", {})}}, where=where)
 
 
 def _resolve_paths(raw: Mapping[str, Any], folder: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from haq.accuracy import Reading
 from haq.candidate import Fallback
 from haq.constraints import Constraints
 from haq.engine.problem import Problem, Target
 from haq.precision import Assignment, Precision
+from haq.racing import Watch, hardest_first, plan
 from haq.space import build_space
 from haq.workload import GlueOp, LayerSpec, WeightSpec, Workload
 
@@ -78,6 +80,34 @@ class SampleScores(Accuracy):
         return (np.arange(200) < round(200 * accuracy)).astype(float)
 
 
+class Raced(Accuracy):
+    """400 samples of which FP32 is right on 360; a candidate loses the right ones with the smallest margins.
+
+    How many it loses is the accuracy of `Accuracy` in steps of a sample. margins: sample i's is i for the right ones.
+    """
+
+    right = np.random.default_rng(5).permutation(400) >= 40
+    margins = np.random.default_rng(6).permutation(400).astype(float)
+
+    def scores(self, executed: Assignment, split: str) -> np.ndarray:
+        lost = round(400 * (0.9 - super().__call__(executed, split)))
+        hard = np.argsort(np.where(self.right, self.margins, np.inf))
+        scores = self.right.astype(float)
+        scores[hard[:lost]] = 0.0
+        return scores
+
+    def __call__(self, executed: Assignment, split: str) -> np.ndarray:
+        return self.scores(executed, split)
+
+    def race(self, executed: Assignment, watch: Watch) -> Reading:
+        scores, steps = self.scores(executed, "search"), plan(400, hardest_first(self.right, self.margins))
+        for number, end in enumerate(steps.ends[:-1]):
+            look = steps.look(number, scores[steps.order[:end]], is_continuous=False)
+            if watch(look):
+                return Reading(look.scores, look=look)
+        return Reading(scores)
+
+
 def problem(net=None, targets=None, measure=None, **space_arguments) -> Problem:
     net = net or workload()
     return Problem(
@@ -87,4 +117,5 @@ def problem(net=None, targets=None, measure=None, **space_arguments) -> Problem:
         measure or Accuracy(),
         spec={"scope": {"space": "chain"}},
         provenance={"model": "chain", "weights_hash": "w0", "data_hash": "d0"},
+        race=measure.race if isinstance(measure, Raced) else None,
     )

@@ -27,7 +27,8 @@ GLUE = {"haq.api", "haq.finetuning", "haq.tracecache"}
 
 LAYERS = (
     {"errors", "resources"},
-    {"precision", "workload", "scaling", "techniques", "quality", "accuracy", "constraints", "candidate", "pareto"},
+    {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
+    {"constraints", "candidate", "pareto", "expected", "surrogate"},
     {"grouping", "validation"},
     {
         "references",
@@ -45,7 +46,7 @@ LAYERS = (
     },
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
-    {"api", "finetuning", "fitting"},
+    {"api", "finetuning", "fitting", "resolving"},
     {"profiletext"},
     {"cli"},
 )

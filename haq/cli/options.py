@@ -42,6 +42,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "timeout": ("search", "timeout_s"),
     "until_converged": ("search", "until_converged"),
     "storage": ("search", "storage"),
+    "racing": ("search", "racing"),
 }
 """Flag (as a Python name) -> section and key of the spec."""
 
@@ -86,6 +87,7 @@ _OPTIONS = (
         default=None,
         help="End when no front grows beyond the noise any more; at most --trials, 500 unless said.",
     ),
+    click.option("--racing/--no-racing", default=None, help="Stop measuring what is beaten or over a limit. [racing]"),
     click.option("--storage", metavar="URL", help="For dashboards: sqlite (in DIR), none, or an Optuna URL. [sqlite]"),
 )
 

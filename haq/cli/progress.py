@@ -107,11 +107,14 @@ def lines(event: Event) -> list[str]:
         return [event.text]
     if isinstance(event, events.Finished):
         s = event.summary
+        early = f", {s.stopped_early} stopped early" if s.stopped_early else ""
+        if s.stopped_early and s.mean_share is not None:
+            early += f" ({s.mean_share:.0%} of the samples on average over all candidates)"
         return [
             f"ended by {event.reason}: {s.candidates} candidates, {s.infeasible} infeasible by cost alone"
             f"{f' ({100 * s.infeasible / s.candidates:.0f} %)' if s.infeasible else ''}, "
             f"{event.repeats} proposals replaced that would have been executed like an earlier one, "
-            f"{s.measurements} measurements, {s.sample_forwards:,} sample-forwards, {duration(s.seconds)} of measuring"
+            f"{s.measurements} measurements{early}, {s.sample_forwards:,} sample-forwards, {duration(s.seconds)} of measuring"
         ]
     return []
 

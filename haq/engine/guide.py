@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.allocate import AllocationModel, sweep
-from haq.constraints import LIMIT_OF, ON_MEASUREMENTS
 from haq.engine.feasibility import population_of
-from haq.engine.problem import Population, Problem, Target, reference_point
+from haq.engine.problem import Population, Problem, Target, cost_limits, reference_point
 from haq.engine.samplers import trial_seed
 from haq.expected import expected_gain
 from haq.pareto import non_dominated
@@ -215,19 +214,6 @@ def _view(problem: Problem, target: Target, base: Mapping[str, float], sensitivi
         terms = target.terms(problem.space)
         model = AllocationModel(np.where(allowed, losses, np.nan), terms.figures, terms.peak)
     return View(target, population_of(problem, target), table, allowed, reference_point(target, base), limits, model)
-
-
-def cost_limits(target: Target, base: Mapping[str, float]) -> dict[str, float]:
-    """Figure -> bound, for the limits on costs; a limit on the latency's rise is one on the latency."""
-    limits: dict[str, float] = {}
-    for limit, bound in target.constraints.set_limits().items():
-        if limit in ON_MEASUREMENTS:
-            continue
-        figure = LIMIT_OF[limit]
-        if figure == "latency_rise_ms":
-            figure, bound = "latency_ms", bound + base["latency_ms"]
-        limits[figure] = min(bound, limits.get(figure, np.inf))
-    return limits
 
 
 def _nothing(groups: int) -> Observations:

@@ -17,6 +17,7 @@ from haq.hardware.size import fp32_size_bytes
 from haq.history import SEARCH, VALIDATION
 from haq.precision import BIT_WIDTHS, FORMATS, Assignment, Precision
 from haq.quality import Direction
+from haq.racing import Watch
 from haq.sensitivity import Sensitivity
 from haq.space import Group, SearchSpace
 from haq.trust import Trust
@@ -27,6 +28,9 @@ Measure = Callable[[Assignment, str], "Reading | Failure | Scores | float"]
 
 MeasureSensitivity = Callable[[Sequence[Assignment], int, Callable[[int, int], None]], Sensitivity]
 """(pieces, most pairs, progress(done, total)) -> effects; takes sample-forwards, which it states."""
+
+Race = Callable[[Assignment, Watch], "Reading | Failure"]
+"""(executed assignment, watch) -> a reading of the search split that the watch may stop, or why there is none."""
 
 Population = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 """(candidates, layers) places in BIT_WIDTHS, layers in the workload's order -> figures, NaN where one is unknown."""
@@ -62,7 +66,8 @@ class Problem:
     set has the search split only. spec: the resolved spec; provenance: `model`, `weights_hash`, `data_hash`, `metric`
     and whatever else identifies the input; both plain JSON data, kept in `run.json`. direction: which way the metric is
     better; may_fail: whether `measure` may give a Failure. sensitivity: effects of parts of the
-    network on calibration data; absent where only `measure` is known of it.
+    network on calibration data; absent where only `measure` is known of it. race: measures the search split so
+    that it can be stopped early; without it every candidate is measured in full.
     """
 
     workload: Workload
@@ -75,10 +80,12 @@ class Problem:
     direction: Direction = "maximize"
     may_fail: bool = False
     sensitivity: MeasureSensitivity | None = None
+    race: Race | None = None
 
-    def reading(self, executed: Assignment, split: str) -> Reading | Failure:
-        """What `measure` returns, its scores as float64 or a float."""
-        found = self.measure(executed, split)
+    def reading(self, executed: Assignment, split: str, stop: Watch | None = None) -> Reading | Failure:
+        """What `measure` returns, or with `stop` what `race` returns; its scores as float64 or a float."""
+        race = self.race
+        found = self.measure(executed, split) if stop is None or race is None else race(executed, stop)
         if isinstance(found, Failure):
             return found
         reading = found if isinstance(found, Reading) else Reading(found)
@@ -174,3 +181,16 @@ def reference_point(target: Target, base: Mapping[str, float]) -> tuple[float, f
     drop = target.constraints.max_drop_points
     worst = WORST_DROP_POINTS if drop is None else drop + 0.01
     return 1.001 * base["size_bytes"], 1.001 * base["latency_ms"], worst
+
+
+def cost_limits(target: Target, base: Mapping[str, float]) -> dict[str, float]:
+    """Figure -> bound, for the limits on costs; a limit on the latency's rise is one on the latency."""
+    limits: dict[str, float] = {}
+    for limit, bound in target.constraints.set_limits().items():
+        if limit in ON_MEASUREMENTS:
+            continue
+        figure = LIMIT_OF[limit]
+        if figure == "latency_rise_ms":
+            figure, bound = "latency_ms", bound + base["latency_ms"]
+        limits[figure] = min(bound, limits.get(figure, math.inf))
+    return limits

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
-from haq.accuracy import Failure, Measurement, Reading, Scores, compare
+from haq.accuracy import Failure, Measurement, Reading, Scores, judged
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called
 from haq.engine.convergence import PATIENCE, has_converged
 from haq.engine.problem import Problem, SearchOptions, Target, figures, price, reference_point, sentences, unquantized
 from haq.engine.proposals import Levels, Proposal
 from haq.engine.proposer import Proposer
+from haq.engine.race import Bars, bars_of
 from haq.engine.seeds import Seed
 from haq.engine.study import Lesson
 from haq.errors import InputError
@@ -21,6 +22,7 @@ from haq.front import Point, front, measured_points
 from haq.history import SEARCH, VALIDATION, Baseline, History
 from haq.precision import Assignment
 from haq.quality import MainMetric, QualityReport, main_metric
+from haq.racing import Watch
 from haq.rundir import OpenRun
 
 ONE_POINT = {"max_drop_points": 1.0, "max_class_drop_points": 1.0, "max_kl_nats": 0.01, "max_disagreement": 0.01}
@@ -80,18 +82,24 @@ class Session:
         return self.proposer.propose(len(self.candidates), self._needed)
 
     def evaluate(self, proposal: Proposal) -> Candidate:
-        """Price the proposal on every target, measure what is neither infeasible nor known, record and learn."""
+        """Price the proposal on every target, measure what is neither infeasible nor known, record and learn.
+
+        A measurement is stopped early once it is of no use on any target. One that was stopped before is made again
+        where a target that was not asked then could use it.
+        """
         requested = self.problem.space.assignment(proposal.levels)
         priced = [price(t, requested, self._base[t.name]) for t in self.problem.targets]
         started = time.perf_counter()
         fresh: dict[str, Measurement | Failure] = {**self.failed, **self.measured}
+        bars = bars_of(self.problem.targets, priced, self.candidates)
         for result in priced:
             signature = result.executed.signature
-            if result.is_feasible and signature not in fresh:
-                fresh[signature] = self.measure(result.executed, SEARCH)
+            if result.is_feasible and bars.are_open(signature, fresh.get(signature)):
+                stop = bars.watch(signature, self.baseline.scores[SEARCH], self.problem.direction)
+                fresh[signature] = self.measure(result.executed, SEARCH, stop)
         spent = time.perf_counter() - started
         results = tuple(
-            self._judge(target, result, fresh.get(result.executed.signature))
+            self._judge(target, result, fresh.get(result.executed.signature), bars)
             for target, result in zip(self.problem.targets, priced, strict=True)
         )
         candidate = Candidate(len(self.candidates), proposal.origin, requested, results)
@@ -115,9 +123,12 @@ class Session:
             self.validations[executed.signature] = found
         return failure
 
-    def measure(self, executed: Assignment, split: str) -> Measurement | Failure:
-        """The measurement against FP32; raises InputError when the user's function returns nonsense."""
-        reading = self.problem.reading(executed, split)
+    def measure(self, executed: Assignment, split: str, stop: Watch | None = None) -> Measurement | Failure:
+        """The measurement against FP32; raises InputError when the user's function returns nonsense.
+
+        stop: ends a race on the search split.
+        """
+        reading = self.problem.reading(executed, split, stop)
         if isinstance(reading, Failure):
             return reading
         fp32 = self.baseline.measurements[split]
@@ -201,9 +212,8 @@ class Session:
         self, fp32: Scores | float, reading: Reading, split: str, quality: QualityReport | None
     ) -> Measurement:
         """The reading against FP32's scores and report."""
-        measured = compare(fp32, reading.scores, split, self.problem.direction, is_continuous=reading.is_continuous)
         report = None if reading.report is None else reading.report.against(quality)
-        return replace(measured, metric=reading.metric, quality=report)
+        return replace(judged(fp32, reading, split, self.problem.direction), quality=report)
 
     def _check_limits_are_known(self) -> None:
         """Raise InputError where a limit is on a figure that the task does not measure."""
@@ -217,11 +227,15 @@ class Session:
                         way_out="leave the limit out",
                     )  # fmt: skip
 
-    def _judge(self, target: Target, priced: TargetResult, measurement: Measurement | Failure | None) -> TargetResult:
+    def _judge(
+        self, target: Target, priced: TargetResult, measurement: Measurement | Failure | None, bars: Bars
+    ) -> TargetResult:
         if measurement is None:
             return priced
         if isinstance(measurement, Failure):
             return replace(priced, violations=(*priced.violations, measurement.reason), failure=measurement)
+        if measurement.is_partial:
+            return bars.stopped(priced, measurement)
         known = {**figures(priced.costs, self._base[target.name]), **measurement.figures()}
         violations = sentences(target.constraints.judge(known))
         return TargetResult(target.name, priced.executed, priced.fallbacks, priced.costs, measurement, violations)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
@@ -64,13 +65,18 @@ class ImageFolderTask:
 
     def outputs(self, model: nn.Module, split: str) -> Outputs:
         """The logits of the split; raises InputError if classes and logits differ in number."""
+        return self._answers(model, lookup(self.rows, split, "split"))
+
+    def outputs_of(self, model: nn.Module, split: str, samples: NDArray[np.intp]) -> Outputs:
+        """The logits of some samples of the split; raises InputError as `outputs` does."""
+        rows = lookup(self.rows, split, "split")
+        return self._answers(model, [rows[number] for number in samples])
+
+    def _answers(self, model: nn.Module, rows: Sequence[int]) -> Outputs:
         checked = _ClassCount(model, len(self.classes), str(self.root))
         # One batch at a time: the images of a large split do not fit into memory as floats.
-        single = (
-            ClassificationTask({split: (self._batch(part),)}, (), self.data_hash)
-            for part in _parts(lookup(self.rows, split, "split"))
-        )
-        found = [task.outputs(checked, split) for task in single]
+        single = (ClassificationTask({"": (self._batch(part),)}, (), self.data_hash) for part in _parts(rows))
+        found = [task.outputs(checked, "") for task in single]
         return Outputs(
             tuple(part for one in found for part in one.parts),
             tuple(labels for one in found for labels in one.labels),

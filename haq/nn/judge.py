@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,10 +10,12 @@ from torch import nn
 
 from haq.accuracy import Failure, Reading, Scores
 from haq.errors import InputError
+from haq.nn.hardness import racing_plan
 from haq.nn.metrics import METRICS, Metric, Outputs, all_scores, check_classification, not_finite, report
-from haq.nn.task import CallableTask, HasOutputs, Task, as_scores
+from haq.nn.task import CallableTask, HasOutputs, HasSamples, Task, as_scores
 from haq.nn.user_metrics import UserMetric
 from haq.quality import TOP1, Direction, Quality, QualityReport
+from haq.racing import Plan, Watch
 
 WHERE = "accuracy.metric"
 
@@ -66,6 +68,7 @@ class Judge:
         """fp32: builds the model that others are compared with, when it is needed."""
         self._task, self._driver, self._fp32 = task, driver, fp32
         self._kept: dict[str, Outputs] = {}
+        self._plans: dict[str, Plan] = {}
 
     def __call__(self, model: nn.Module, split: str, *, is_fp32: bool = False) -> Reading | Failure:
         """The model's reading; a failure where the driving metric is undefined because outputs are not finite."""
@@ -81,17 +84,57 @@ class Judge:
         scores: dict[str, Scores] = {}
         quality = None
         if outputs.is_classification:
-            fp32 = self._reference(outputs if is_fp32 else None, split)
-            scores = all_scores(outputs, fp32)
-            quality = report(scores, outputs, fp32)
-            if driver.metric is METRICS[TOP1]:
-                quality = replace(quality, figures=tuple(f for f in quality.figures if f.name != TOP1))
+            scores, quality = self._qualities(outputs, self._reference(outputs if is_fp32 else None, split))
         if isinstance(driver.metric, Metric):
             return _whole(scores[driver.metric.name], driver, outputs, quality)
         if (broken := not_finite(outputs)).any():
             return _failure(driver, int(broken.sum()), len(broken))
         found = _reading(driver.metric.value(outputs), driver, split, driver.name)
         return replace(found, report=_joined(quality, found.report))
+
+    @property
+    def can_race(self) -> bool:
+        """Whether a split can be measured part by part: its task answers for samples, and the metric is haq's own."""
+        return isinstance(self._driver.metric, Metric) and isinstance(self._task, HasSamples)
+
+    def race(self, model: nn.Module, split: str, watch: Watch) -> Reading | Failure:
+        """The model's reading, look by look until `watch` has seen enough: it then holds the look, and estimates.
+
+        A failure as soon as the driving metric is undefined for a sample.
+        """
+        task, metric, fp32 = self._task, self._driver.metric, self._reference(None, split)
+        assert isinstance(task, HasSamples), "asked of a judge that can race"
+        assert isinstance(metric, Metric), "asked of a judge that can race"
+        if split not in self._plans:
+            self._plans[split] = racing_plan(metric, fp32)
+        plan, found = self._plans[split], []
+        for number, part in enumerate(plan.parts[:-1]):
+            found.append(task.outputs_of(model, split, part))
+            so_far, samples = _joined_outputs(found), plan.order[: plan.ends[number]]
+            check_classification(so_far, split)
+            reference = fp32.taken(samples)
+            scores = metric.function(so_far, reference)
+            if (undefined := np.isnan(scores)).any():
+                return _failure(self._driver, int(undefined.sum()), len(scores))
+            look = plan.look(number, scores, is_continuous=metric.direction == "minimize")
+            if watch(look):
+                _, quality = self._qualities(so_far, reference, look.weights)
+                return Reading(scores, quality, is_continuous=look.is_continuous, look=look)
+        found.append(task.outputs_of(model, split, plan.parts[-1]))
+        outputs = _joined_outputs(found).taken(np.argsort(plan.order))
+        check_classification(outputs, split)
+        every, quality = self._qualities(outputs, fp32)
+        return _whole(every[metric.name], self._driver, outputs, quality)
+
+    def _qualities(
+        self, outputs: Outputs, fp32: Outputs, weights: Scores | None = None
+    ) -> tuple[dict[str, Scores], QualityReport]:
+        """All of METRICS per sample, and the report on them without the one that drives the search."""
+        scores = all_scores(outputs, fp32)
+        quality = report(scores, outputs, fp32, weights)
+        if self._driver.metric is METRICS[TOP1]:
+            quality = replace(quality, figures=tuple(f for f in quality.figures if f.name != TOP1))
+        return scores, quality
 
     def _reference(self, outputs: Outputs | None, split: str) -> Outputs:
         """FP32's outputs on the split: those given, those kept, or else those of a pass now."""
@@ -135,6 +178,14 @@ def _direction(name: str, own: Direction | None, stated: Direction | Mapping[str
             f"the metric {name!r} has its own direction", where="accuracy.direction", got=stated, expected=own
         )
     return own or stated or "maximize"
+
+
+def _joined_outputs(found: Sequence[Outputs]) -> Outputs:
+    return Outputs(
+        tuple(part for outputs in found for part in outputs.parts),
+        tuple(labels for outputs in found for labels in outputs.labels),
+        found[0].class_names,
+    )
 
 
 def _whole(scores: Scores, driver: Driver, outputs: Outputs, quality: QualityReport | None) -> Reading | Failure:

@@ -41,6 +41,11 @@ class Outputs:
     labels: tuple[Tensor, ...]
     class_names: tuple[str, ...] = ()
 
+    def taken(self, samples: NDArray[np.intp]) -> Outputs:
+        """Those of the samples with these numbers, from 0, in their order."""
+        rows = torch.from_numpy(samples)
+        return Outputs((torch.cat(self.parts)[rows],), (torch.cat(self.labels)[rows],), self.class_names)
+
     @property
     def is_classification(self) -> bool:
         """Whether every part is (n, classes) logits for (n,) integer labels of these classes."""
@@ -103,22 +108,29 @@ def all_scores(outputs: Outputs, fp32: Outputs) -> dict[str, Scores]:
     return {name: metric.function(outputs, fp32) for name, metric in METRICS.items()}
 
 
-def report(scores: Mapping[str, Scores], outputs: Outputs, fp32: Outputs) -> QualityReport:
-    """The means of `all_scores`, and the drop per class."""
-    figures = [Quality(name, METRICS[name].direction, _mean(values)) for name, values in scores.items()]
-    classes = class_drops(scores[TOP1], right(fp32, fp32), outputs)
+def report(
+    scores: Mapping[str, Scores], outputs: Outputs, fp32: Outputs, weights: Scores | None = None
+) -> QualityReport:
+    """The means of `all_scores`, and the drop per class.
+
+    weights: (n,) how many samples of a split each one stands for, where they are no plain sample of it.
+    """
+    figures = [Quality(name, METRICS[name].direction, _mean(values, weights)) for name, values in scores.items()]
+    classes = class_drops(scores[TOP1], right(fp32, fp32), outputs, weights)
     return QualityReport(
         (*figures, Quality(WORST_CLASS, "minimize", classes.worst_points)), classes, int(not_finite(outputs).sum())
     )
 
 
-def class_drops(scores: Scores, fp32_scores: Scores, outputs: Outputs) -> ClassDrops:
-    """How many points of top-1 accuracy each class lost against FP32."""
+def class_drops(scores: Scores, fp32_scores: Scores, outputs: Outputs, weights: Scores | None = None) -> ClassDrops:
+    """How many points of top-1 accuracy each class lost against FP32; weights as in `report`."""
+    each = np.ones(len(scores)) if weights is None else weights
     labels = torch.cat(outputs.labels).numpy()
     count = outputs.parts[0].shape[1]
     samples = np.bincount(labels, minlength=count)
-    lost = np.bincount(labels, weights=fp32_scores - scores, minlength=count)
-    points = tuple(100 * float(lost[i]) / int(samples[i]) if samples[i] else None for i in range(count))
+    lost = np.bincount(labels, weights=each * (fp32_scores - scores), minlength=count)
+    stands_for = np.bincount(labels, weights=each, minlength=count)
+    points = tuple(100 * float(lost[i]) / float(stands_for[i]) if samples[i] else None for i in range(count))
     worst = max((i for i in range(count) if samples[i]), key=lambda i: points[i] or 0.0)
     name = outputs.class_names[worst] if outputs.class_names else str(worst)
     return ClassDrops(points, name, int(samples[worst]))
@@ -170,7 +182,7 @@ def _finite(logits: Tensor) -> Tensor:
     return logits.isfinite().all(dim=1)
 
 
-def _mean(scores: Scores) -> float | None:
+def _mean(scores: Scores, weights: Scores | None) -> float | None:
     """The mean, unknown where one of the scores is."""
-    mean = float(np.mean(scores))
+    mean = float(np.mean(scores) if weights is None else np.average(scores, weights=weights))
     return mean if np.isfinite(mean) else None

@@ -28,6 +28,7 @@ from haq.nn.subset import cut_search_split, spread_rows
 from haq.nn.task import CallableTask, HasCalibrationLabels, HasOutputs, Inputs, Task, first_samples, forward, logits_of
 from haq.nn.trace import trace
 from haq.precision import Assignment
+from haq.racing import Watch
 from haq.sensitivity import Kind, Sensitivity
 from haq.techniques import DEFAULT, Stack
 from haq.workload import Workload
@@ -39,6 +40,7 @@ class Prepared:
 
     measure: (executed, split) -> reading, for each split in `splits`; provenance: plain data that identifies the input.
     sensitivity: (pieces in depth order, most pairs, progress) -> their effects on calibration data.
+    race: (executed, watch) -> reading of the search split that may be stopped early; absent where that is not possible.
     """
 
     workload: Workload
@@ -46,6 +48,7 @@ class Prepared:
     sensitivity: Callable[[Sequence[Assignment], int, Progress], Sensitivity]
     splits: tuple[str, ...]
     provenance: dict[str, Any]
+    race: Callable[[Assignment, Watch], Reading | Failure] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class _Measure:
         except InputError:
             return False
 
+    @property
+    def can_race(self) -> bool:
+        return self._judge.can_race
+
+    def race(self, executed: Assignment, watch: Watch) -> Reading | Failure:
+        """The reading of the search split, which `watch` may stop early."""
+        return self._judge.race(self._build(executed), SEARCH, watch)
+
     def _build(self, executed: Assignment) -> nn.Module:
         if self._simulator is None:
             batches = tuple(self._task.calibration())
@@ -149,7 +160,8 @@ def prepare(bundle: Bundle, *, how: Quantization, samples: int | None, driver: D
     held_out = not isinstance(task, CallableTask) or task.validate is not None
     splits = (SEARCH, VALIDATION) if held_out else (SEARCH,)
     measure = _Measure(folded, workload, task, how, driver)
-    return Prepared(workload, measure, measure.sensitivity, splits, provenance)
+    race = measure.race if measure.can_race else None
+    return Prepared(workload, measure, measure.sensitivity, splits, provenance, race)
 
 
 def bundle_in_memory(

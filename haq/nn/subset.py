@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from haq.errors import InputError
 from haq.history import SEARCH
-from haq.nn.task import Batch, ClassificationTask, Inputs, Task, batch_size
+from haq.nn.task import Batch, ClassificationTask, Inputs, Task, batch_size, taken
 
 
 def cut_search_split(task: Task, samples: int) -> Task:
@@ -34,7 +33,7 @@ def cut_search_split(task: Task, samples: int) -> Task:
         rows = chosen[(chosen >= offset) & (chosen < offset + len(batch.labels))] - offset
         offset += len(batch.labels)
         if len(rows):
-            cut.append(Batch(_take(batch.inputs, rows), batch.labels[rows]))
+            cut.append(Batch(taken(batch.inputs, rows), batch.labels[rows]))
     return replace(task, splits={**task.splits, SEARCH: tuple(cut)})
 
 
@@ -55,7 +54,7 @@ def spread_rows(
         end = offset + batch_size(batch)
         rows = chosen[(chosen >= offset) & (chosen < end)] - offset
         # Row numbers stand in for labels that are not there, and are dropped at the end.
-        part = _take(batch, rows), labels[number][rows] if labels else rows
+        part = taken(batch, rows), labels[number][rows] if labels else rows
         offset = end
         if not len(rows):
             continue
@@ -66,7 +65,7 @@ def spread_rows(
     cut = []
     for run in runs:
         inputs, shown = _joined([part[0] for part in run]), torch.cat([part[1] for part in run])
-        cut += [(_take(inputs, rows), shown[rows]) for rows in torch.split(torch.arange(len(shown)), size)]
+        cut += [(taken(inputs, rows), shown[rows]) for rows in torch.split(torch.arange(len(shown)), size)]
     return tuple(inputs for inputs, _ in cut), tuple(shown for _, shown in cut) if labels else ()
 
 
@@ -82,9 +81,3 @@ def _joined(parts: Sequence[Inputs]) -> Inputs:
     if isinstance(first, dict):
         return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
     return tuple(torch.cat([part[i] for part in parts if isinstance(part, tuple)]) for i in range(len(first)))
-
-
-def _take(inputs: Inputs, rows: Tensor) -> Inputs:
-    if isinstance(inputs, dict):
-        return {name: tensor[rows] for name, tensor in inputs.items()}
-    return tuple(tensor[rows] for tensor in inputs)

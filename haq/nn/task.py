@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from haq.accuracy import Scores
@@ -66,6 +67,17 @@ class HasCalibrationLabels(Protocol):
         """(n,) class numbers for each batch of `calibration`, or none at all."""
 
 
+@runtime_checkable
+class HasSamples(HasOutputs, Protocol):
+    """A task that also answers for some samples alone, so that a candidate without prospects can be stopped early."""
+
+    def outputs_of(self, model: nn.Module, split: str, samples: NDArray[np.intp]) -> Outputs:
+        """What `outputs` gives for the samples with these numbers (from 0, in its order), in the order of `samples`.
+
+        The last digits may differ, since samples may be in other company.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class ClassificationTask:
     """Prepared batches per split; a sample scores 1.0 where the largest logit is the label's, else 0.0.
@@ -98,6 +110,12 @@ class ClassificationTask:
             tuple(batch.labels.cpu() for batch in batches),
             self.class_names,
         )
+
+    def outputs_of(self, model: nn.Module, split: str, samples: NDArray[np.intp]) -> Outputs:
+        """The logits of some samples, batched anew; raises InputError as `outputs` does."""
+        batches, order = regrouped(lookup(self.splits, split, "split"), samples)
+        found = replace(self, splits={split: batches}).outputs(model, split)
+        return found.taken(np.argsort(order))
 
     def scores(self, model: nn.Module, split: str) -> Scores:
         """(n,) scores; raises InputError as `outputs` does, and on logits that do not fit the labels."""
@@ -170,6 +188,55 @@ def first_samples(inputs: Inputs, count: int) -> Inputs:
     if isinstance(inputs, dict):
         return {name: tensor[:count] for name, tensor in inputs.items()}
     return tuple(tensor[:count] for tensor in inputs)
+
+
+def taken(inputs: Inputs, rows: Tensor) -> Inputs:
+    """These rows of a batch's inputs."""
+    if isinstance(inputs, dict):
+        return {name: tensor[rows] for name, tensor in inputs.items()}
+    return tuple(tensor[rows] for tensor in inputs)
+
+
+def regrouped(batches: Sequence[Batch], samples: NDArray[np.intp]) -> tuple[tuple[Batch, ...], NDArray[np.intp]]:
+    """Some samples of a split in batches of one input shape, no larger than the split's, and the order they are in now.
+
+    samples: numbers from 0 over all batches; row i of the new batches, taken together, is `samples[order[i]]`. Texts
+    keep the width that they are padded to, so those of another width go into another batch.
+    """
+    ends = np.cumsum([len(batch.labels) for batch in batches])
+    sources = np.searchsorted(ends, samples, side="right")
+    groups: dict[tuple[object, ...], list[tuple[Batch, NDArray[np.intp]]]] = {}
+    for number, batch in enumerate(batches):
+        places = np.flatnonzero(sources == number)
+        if len(places):
+            rows = torch.from_numpy(samples[places] - (ends[number] - len(batch.labels)))
+            part = Batch(taken(batch.inputs, rows), batch.labels[rows])
+            groups.setdefault(_shapes(batch.inputs), []).append((part, places))
+    most = max(len(batch.labels) for batch in batches)
+    made: list[Batch] = []
+    for parts in groups.values():
+        whole = _joined([part for part, _ in parts])
+        made += [
+            Batch(taken(whole.inputs, rows), whole.labels[rows])
+            for rows in torch.split(torch.arange(len(whole.labels)), most)
+        ]
+    return tuple(made), np.concatenate([places for parts in groups.values() for _, places in parts])
+
+
+def _shapes(inputs: Inputs) -> tuple[object, ...]:
+    """What batches that are to be joined have in common."""
+    if isinstance(inputs, dict):
+        return tuple((name, *tensor.shape[1:]) for name, tensor in inputs.items())
+    return tuple(tuple(tensor.shape[1:]) for tensor in inputs)
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    labels, first = torch.cat([part.labels for part in parts]), parts[0].inputs
+    if isinstance(first, dict):
+        named = [part.inputs for part in parts if isinstance(part.inputs, dict)]
+        return Batch({name: torch.cat([inputs[name] for inputs in named]) for name in first}, labels)
+    columns = zip(*(part.inputs for part in parts), strict=True)
+    return Batch(tuple(torch.cat(column) for column in columns), labels)
 
 
 def logits_of(output: object) -> Tensor:

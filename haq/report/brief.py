@@ -101,6 +101,7 @@ def _search(spec: Spec) -> str:
     parts = [f"{search.trials} trials of {search.sampler}, seed {search.seed}"]
     parts += ["until it converges"] if search.until_converged else []
     parts += [f"at most {search.timeout_s:g} s"] if search.timeout_s else []
+    parts.append("hopeless candidates are stopped early" if search.racing else "every candidate measured in full")
     parts += [f"storage {search.storage}"] if search.storage != "sqlite" else []
     return "; ".join(parts)
 

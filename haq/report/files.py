@@ -10,7 +10,7 @@ from haq.front import front
 from haq.report.brief import brief
 from haq.report.plots import Panel, Picture, draw_front
 from haq.rundir import Run
-from haq.spec import Spec, spec_from
+from haq.spec import Spec, spec_of_run
 from haq.textfile import write_atomically
 from haq.trust import Trust
 
@@ -25,7 +25,7 @@ def write_report(run: Run) -> None:
 
 def spec_of(run: Run) -> Spec:
     """The resolved spec that the run was started with."""
-    return spec_from(run.info["spec"], where=f"{run.path}/run.json")
+    return spec_of_run(run.info["spec"], where=f"{run.path}/run.json")
 
 
 def picture_of(run: Run) -> Picture:

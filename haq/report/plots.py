@@ -100,7 +100,8 @@ def headline(picture: Picture) -> str:
     measured = _measurement(picture)
     if measured is None:
         return f"{picture.network}: no candidate was measured"
-    samples = f", n = {measured.samples:,}" if measured.samples > 1 else ""
+    n = measured.of_samples or measured.samples
+    samples = f", n = {n:,}" if n > 1 else ""
     return f"{picture.network}: {picture.metric.noun} measured (split {measured.split!r}{samples}), latency modelled"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from haq.cli.options import spec_tables
 from haq.constraints import Constraints
 from haq.errors import InputError
 from haq.report.brief import brief
@@ -119,6 +120,7 @@ def test_a_run_races_unless_it_says_no_and_a_run_of_before_racing_did_not() -> N
     assert "racing" not in plain.to_json()["search"]
     for spec in (raced, plain):
         assert spec_of_run(spec.to_json(), where="run.json") == spec
+    assert spec_tables({"racing": False, "seed": None}) == {"search": {"racing": False}}
     assert "stopped early" in brief(raced)
     assert "every candidate measured in full" in brief(plain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from haq.accuracy import Measurement
 from haq.allocate import AllocationModel, sweep
 from haq.constraints import Constraints
-from haq.engine.problem import Target, baseline_of, cost_limits, figures
+from haq.engine.problem import Target, baseline_of, cost_limits, executed_by, figures
 from haq.engine.targets import profile_target
 from haq.errors import InfeasibleError, InputError
 from haq.hardware.profile import load_profile
@@ -20,7 +19,7 @@ from haq.pareto import non_dominated
 from haq.precision import Assignment
 from haq.rundir import SENSITIVITY_FILE, WORKLOAD_FILE, Run
 from haq.scaling import Scaling
-from haq.sensitivity import Sensitivity
+from haq.sensitivity import Sensitivity, read_sensitivity
 from haq.space import Group, SearchSpace
 from haq.spec import spec_from
 from haq.surrogate import Observations, Surrogate, fit, observed
@@ -74,7 +73,7 @@ def resolve(run: Run, target: str, limits: Constraints, batch: int | None = None
     scaling = Scaling.of(spec.accuracy.ptq)
     view = profile_target(workload, profile, limits, batch=size, scaling=scaling)
     base = baseline_of(view, workload)
-    losses = sensitivity.losses(space, view.legalize)
+    losses = sensitivity.losses(space, executed_by(view))
     allowed = np.isfinite(losses)
     surrogate = fit(np.where(allowed, losses, 0.0), _observations(run, space, view, sensitivity))
     terms = view.terms(space) if view.terms else None
@@ -129,19 +128,16 @@ def _keeps(limits: Constraints, answer: Answer, base: Mapping[str, float]) -> bo
 
 def _parts(run: Run) -> tuple[Workload, SearchSpace, Sensitivity]:
     """The traced network, its space and its sensitivities, from the run's files."""
-    texts = []
     for name in (WORKLOAD_FILE, SENSITIVITY_FILE):
-        try:
-            texts.append((run.path / name).read_text())
-        except OSError:
+        if not (run.path / name).is_file():
             raise InputError(
                 "the run holds no sensitivities, so nothing can be predicted", where=str(run.path), got=f"no {name}",
                 expected="a run of `haq search` with the sampler haq", way_out="search again into another --out",
-            ) from None  # fmt: skip
-    workload = Workload.from_json(texts[0])
+            )  # fmt: skip
+    workload = Workload.from_json((run.path / WORKLOAD_FILE).read_text())
     groups = run.info["space"]["groups"]
     space = SearchSpace(
         workload.layer_names,
         tuple(Group(name, tuple(about["layers"]), tuple(about["bits"])) for name, about in groups.items()),
     )
-    return workload, space, Sensitivity.from_json(json.loads(texts[1]))
+    return workload, space, read_sensitivity(run.path / SENSITIVITY_FILE)

@@ -52,6 +52,14 @@ def test_a_model_that_is_right_scores_one_everywhere(folder: Path) -> None:
         assert scores.tolist() == [1.0] * 19
 
 
+def test_some_images_alone_are_answered_in_the_order_asked(folder: Path) -> None:
+    task = image_folder_task(SPACE, folder, None)
+    every, asked = task.outputs(Brightest(), "search"), np.array([17, 0, 9])
+    found = task.outputs_of(Brightest(), "search", asked)
+    assert torch.equal(torch.cat(found.parts), torch.cat(every.parts)[asked])
+    assert torch.equal(torch.cat(found.labels), torch.cat(every.labels)[asked])
+
+
 def test_the_splits_are_disjoint_cover_everything_and_repeat(folder: Path) -> None:
     first, second = (image_folder_task(SPACE, folder, None) for _ in range(2))
     assert sorted(n for rows in first.rows.values() for n in rows) == list(range(42))

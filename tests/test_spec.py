@@ -11,7 +11,7 @@ from haq.cli.options import spec_tables
 from haq.constraints import Constraints
 from haq.errors import InputError
 from haq.report.brief import brief
-from haq.spec import Spec, load_spec, spec_from
+from haq.spec import Spec, load_spec, spec_from, spec_of_run
 
 FULL = """
 [scope]
@@ -110,6 +110,19 @@ def test_flags_override_the_keys_of_the_file(tmp_path: Path) -> None:
 def test_the_resolved_spec_reads_back_as_itself(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, FULL), {})
     assert spec_from(spec.to_json(), where="run.json") == spec
+
+
+def test_a_run_races_unless_it_says_no_and_a_run_of_before_racing_did_not() -> None:
+    raced = spec_from(minimal(), where="test")
+    plain = spec_from(minimal(search={"racing": False}), where="test")
+    assert raced.search.racing
+    # The same JSON as before there was the key, so that such a run is gone on with as the same search.
+    assert "racing" not in plain.to_json()["search"]
+    for spec in (raced, plain):
+        assert spec_of_run(spec.to_json(), where="run.json") == spec
+    assert spec_tables({"racing": False, "seed": None}) == {"search": {"racing": False}}
+    assert "stopped early" in brief(raced)
+    assert "every candidate measured in full" in brief(plain)
 
 
 def test_a_model_without_a_colon_names_a_space() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from haq.accuracy import Failure, Measurement
+from haq.additivity import Additivity
 from haq.candidate import Candidate
 from haq.front import Point
 from haq.history import Summary
 from haq.quality import ACCURACY, MainMetric
-from haq.sensitivity import Additivity
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from haq.allocate import AllocationModel, sweep
 from haq.engine.feasibility import population_of
-from haq.engine.problem import Population, Problem, Target, cost_limits, reference_point
+from haq.engine.problem import Population, Problem, Target, cost_limits, executed_by, reference_point
 from haq.engine.samplers import trial_seed
 from haq.expected import expected_gain
 from haq.pareto import non_dominated
@@ -202,7 +202,7 @@ class Guide:
 
 
 def _view(problem: Problem, target: Target, base: Mapping[str, float], sensitivity: Sensitivity) -> View:
-    losses = sensitivity.losses(problem.space, target.legalize)
+    losses = sensitivity.losses(problem.space, executed_by(target))
     allowed = np.isfinite(losses)
     # What is unknown or not finite is never planned; other samplers may still ask for it, then it counts as the worst.
     table = np.where(allowed, losses, 10 * losses[allowed].max(initial=0.0))

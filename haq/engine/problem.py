@@ -124,6 +124,11 @@ def effective_size(problem: Problem) -> int:
     return math.prod(different(group) for group in problem.space.groups)
 
 
+def executed_by(target: Target) -> Callable[[Assignment], Assignment]:
+    """Bit-widths -> what the target executes, without its fallbacks."""
+    return lambda requested: target.legalize(requested)[0]
+
+
 def unquantized(workload: Workload) -> Assignment:
     """FP32 everywhere, whatever a target would execute: what accuracy is compared with."""
     fp32 = Precision(FORMATS["fp32"], FORMATS["fp32"])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
+from haq.additivity import additivity
 from haq.engine.events import Notice, Progress, SensitivityMeasured, SensitivityProgress
 from haq.engine.guide import Guide
+from haq.engine.problem import executed_by
 from haq.engine.samplers import GUIDED
 from haq.engine.session import Costs, Session
 from haq.rundir import SENSITIVITY_FILE, OpenRun
-from haq.sensitivity import Sensitivity, additivity, pieces_of
-from haq.textfile import write_atomically
+from haq.sensitivity import Sensitivity, pieces_of, read_sensitivity, write_sensitivity
 
 PAIRS = 24
 """Pairs of pieces that are measured together, to see how far the sum of sensitivities can be trusted."""
@@ -28,23 +28,19 @@ def follow_sensitivities(session: Session, opened: OpenRun, base: Costs, progres
         filler = session.proposer.filler
         progress(Notice(f"sensitivities cannot be measured here: seeds, then {filler}, propose what is measured"))
         return
-    sensitivity = _read(path) if path.is_file() else _measure(session, opened, path, progress)
+    sensitivity = read_sensitivity(path) if path.is_file() else _measure(session, opened, path, progress)
     found = additivity(sensitivity)
     progress(SensitivityMeasured(len(sensitivity.effects), sensitivity.samples, sensitivity.sample_forwards, found))
     session.proposer.follow(Guide(problem, base, sensitivity, options.seed))
 
 
-def _read(path: Path) -> Sensitivity:
-    return Sensitivity.from_json(json.loads(path.read_text()))
-
-
 def _measure(session: Session, opened: OpenRun, path: Path, progress: Progress) -> Sensitivity:
     problem = session.problem
     assert problem.sensitivity is not None
-    pieces = pieces_of(problem.space, [target.legalize for target in problem.targets])
+    pieces = pieces_of(problem.space, [executed_by(target) for target in problem.targets])
     started = time.perf_counter()
     found = problem.sensitivity(pieces, PAIRS, lambda done, total: progress(SensitivityProgress(done, total)))
     spent = time.perf_counter() - started
     session.count_sensitivities(found.sample_forwards, spent)
-    write_atomically(path, json.dumps(found.to_json()) + "\n")
+    write_sensitivity(path, found)
     return found

@@ -23,7 +23,8 @@ def expected_gain(costs: Floats, mean: Floats, deviation: Floats, front: Floats,
     <= z covers, the gain at a third objective d is the integral of A from d to the reference; its expectation is the
     integral of P(D <= z) A(z), and A is constant between front points (Emmerich et al. 2011 decompose it likewise).
     """
-    assert front.ndim == 2 and front.shape[1] == 3 and costs.ndim == 2 and costs.shape[1] == 2
+    assert front.shape[1:] == (3,), front.shape
+    assert costs.shape[1:] == (2,), costs.shape
     point = np.asarray(reference, dtype=np.float64)
     known = front[(front < point).all(axis=1)]
     known = known[non_dominated(known)]
@@ -59,4 +60,5 @@ def _uncovered(corners: Floats, points: Floats, reference: Floats) -> Floats:
     left = np.maximum(steps[:, 0], corners[:, :1])
     width = np.diff(left, axis=1, append=reference[0])
     height = np.maximum(0.0, reference[1] - np.maximum(steps[:, 1], corners[:, 1:]))
-    return whole - (width * height).sum(axis=1)
+    left_over: Floats = whole - (width * height).sum(axis=1)
+    return left_over

@@ -1,7 +1,8 @@
 """The history of a run: the append-only `history.jsonl` that is the truth about what was measured.
 
 One JSON object per line, its `kind` is `baseline` (FP32, first), `sensitivity` (what that cost; the table has a file of
-its own), `candidate` or `validation` (final front, held-out split). `timing` holds what differs between two runs with the same seed. Reading needs neither torch nor Optuna.
+its own), `candidate` or `validation` (final front, held-out split). `timing` holds what differs between two runs with
+the same seed. Reading needs neither torch nor Optuna.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers "what if" from a run's files: another target or other limits, with no model in memory and nothing measured."""
+"""Answers "what if" from a run's files: another target, other limits; no model in memory, nothing measured."""
 
 from __future__ import annotations
 
@@ -103,7 +103,12 @@ def _observations(run: Run, space: SearchSpace, target: Target, sensitivity: Sen
 
 
 def _answer(
-    run: Run, target: Target, space: SearchSpace, sensitivity: Sensitivity, surrogate: Surrogate, levels: tuple[int, ...]
+    run: Run,
+    target: Target,
+    space: SearchSpace,
+    sensitivity: Sensitivity,
+    surrogate: Surrogate,
+    levels: tuple[int, ...],
 ) -> Answer:
     requested = space.assignment(levels)
     executed = target.legalize(requested)[0]
@@ -118,7 +123,7 @@ def _answer(
 
 
 def _keeps(limits: Constraints, answer: Answer, base: Mapping[str, float]) -> bool:
-    """Limits on what only a measurement shows are judged where there is one; a predicted drop is judged as it stands."""
+    """Limits on what only a measurement shows are judged where there is one; else the predicted drop is judged."""
     known = figures(answer.costs, base)
     if answer.measurement is not None:
         return limits.judge({**known, **answer.measurement.figures()}).is_feasible

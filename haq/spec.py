@@ -178,7 +178,6 @@ class Search(_Section):
     storage: str = "sqlite"
     racing: bool = True
 
-
     @model_validator(mode="before")
     @classmethod
     def _room_to_converge(cls, raw: Any) -> Any:

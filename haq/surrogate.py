@@ -43,9 +43,9 @@ class Observations:
     errors: Floats
     divergences: Floats
 
-    @property
-    def newest(self) -> Observations:
-        return Observations(*(part[-MOST:] for part in (self.levels, self.drops, self.errors, self.divergences)))
+    def taken(self, part: slice) -> Observations:
+        """Some of them, in order."""
+        return Observations(self.levels[part], self.drops[part], self.errors[part], self.divergences[part])
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def fit(table: Floats, seen: Observations) -> Surrogate:
     regression of the relative residual on each entry's share of the sum (Rasmussen and Williams 2006, section 2.1), in
     its dual form. Drops are a slope times the divergence: least squares through zero, each weighted by its noise.
     """
-    seen = seen.newest
+    seen = seen.taken(slice(-MOST, None))
     none = Surrogate(
         table, 1.0, np.zeros_like(table), FIRST_SPREAD, PRIOR_SLOPE, np.empty((0, table.size)), np.empty((0, 0))
     )
@@ -127,7 +127,7 @@ def fit(table: Floats, seen: Observations) -> Surrogate:
     spread = FIRST_SPREAD
     for _ in range(2):
         covariance = PRIOR_DEVIATION**2 * rows @ rows.T + spread**2 * np.eye(len(rows))
-        solved = np.linalg.inv(covariance)
+        solved = np.linalg.inv(covariance).astype(np.float64)
         weights = PRIOR_DEVIATION**2 * rows.T @ (solved @ residual)
         left = residual - rows @ weights
         spread = max(LEAST_SPREAD, float(np.sqrt((np.sum(left**2) + FIRST_SPREAD**2) / (len(left) + 1))))

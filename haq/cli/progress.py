@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from haq.front import Point
 
 if TYPE_CHECKING:  # the search loads Optuna; its events are only looked at once it runs
-    from haq.engine.events import Event, Started
+    from haq.engine.events import Event, SensitivityMeasured, Started
 
 LOG_EVERY_S = 10.0
 """How often a log gets a line while candidates are measured."""
@@ -114,7 +114,8 @@ def lines(event: Event) -> list[str]:
             f"ended by {event.reason}: {s.candidates} candidates, {s.infeasible} infeasible by cost alone"
             f"{f' ({100 * s.infeasible / s.candidates:.0f} %)' if s.infeasible else ''}, "
             f"{event.repeats} proposals replaced that would have been executed like an earlier one, "
-            f"{s.measurements} measurements{early}, {s.sample_forwards:,} sample-forwards, {duration(s.seconds)} of measuring"
+            f"{s.measurements} measurements{early}, {s.sample_forwards:,} sample-forwards, "
+            f"{duration(s.seconds)} of measuring"
         ]
     return []
 

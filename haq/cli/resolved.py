@@ -10,7 +10,7 @@ from haq.constraints import Constraints
 from haq.rundir import Run
 
 
-def show_resolved(run: Run, target: str, limits: Constraints, batch: int | None, as_json: bool) -> None:
+def show_resolved(run: Run, target: str, limits: Constraints, batch: int | None, *, as_json: bool) -> None:
     """Print the front on a target within limits, or as JSON; nothing is measured and no model is loaded."""
     from haq.resolving import resolve  # the allocator loads scipy, which no other command needs
 
@@ -22,8 +22,8 @@ def show_resolved(run: Run, target: str, limits: Constraints, batch: int | None,
         return
     title = (
         f"{run.info['provenance'].get('model', run.path)} on {found.target.name} ({found.target.title}): latency "
-        f"modelled {found.target.trust}, ms per batch of {found.target.batch}; {run.metric.noun} measured where it says "
-        "so, else predicted from sensitivities"
+        f"modelled {found.target.trust}, ms per batch of {found.target.batch}; {run.metric.noun} measured where it "
+        "says so, else predicted from sensitivities"
     )
     columns = ("drop is", "MB", "vs FP32", "ms", "vs FP32", "drop, points", "95 %", "widths")
     table(title, columns, [_cells(row) for row in rows], left=1)
@@ -33,7 +33,7 @@ def show_resolved(run: Run, target: str, limits: Constraints, batch: int | None,
 
 def _row(answer: Any, base: Any) -> dict[str, Any]:
     costs, m = answer.costs, answer.measurement
-    widths = [choice for choice in answer.requested.values()]
+    widths = list(answer.requested.values())
     row: dict[str, Any] = {
         "accuracy_is": "predicted" if m is None else "measured",
         "size_bytes": costs["size_bytes"],

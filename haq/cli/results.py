@@ -58,7 +58,7 @@ def front(
     run = read_run(directory)
     asked = constraints(limits)
     if asked != Constraints() or batch is not None or (target is not None and target not in run.targets):
-        show_resolved(run, _only_target(run, target) if target in (None, *run.targets) else target, asked, batch, as_json)
+        show_resolved(run, target or _only_target(run, None), asked, batch, as_json=as_json)
         return
     rows = front_rows(run)
     if target is not None:

@@ -15,7 +15,9 @@ PATIENCE = 20
 """Measured candidates without a gain after which a search has converged."""
 
 
-def has_converged(points: Sequence[Sequence[Point]], counts: Sequence[int], reference: Sequence[Sequence[float]]) -> bool:
+def has_converged(
+    points: Sequence[Sequence[Point]], counts: Sequence[int], reference: Sequence[Sequence[float]]
+) -> bool:
     """Whether no target's front gained more than its noise since it was PATIENCE measurements younger.
 
     points: per target, the feasible points measured in full, in order. counts: per target, how many of them were there

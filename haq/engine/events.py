@@ -103,7 +103,16 @@ class Finished:
     repeats: int
 
 
-Event = Started | BaselineMeasured | SensitivityProgress | SensitivityMeasured | CandidateDone | Validated | Notice | Finished
+Event = (
+    Started
+    | BaselineMeasured
+    | SensitivityProgress
+    | SensitivityMeasured
+    | CandidateDone
+    | Validated
+    | Notice
+    | Finished
+)
 Progress = Callable[[Event], None]
 
 

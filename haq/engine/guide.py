@@ -140,7 +140,7 @@ class Guide:
         round_number = 0 if count < FIRST_REFIT else FIRST_REFIT * 2 ** int(np.log2(count // FIRST_REFIT))
         key = view.target.name, round_number
         if key not in self._solved:
-            first = Observations(*(part[:round_number] for part in (seen.levels, seen.drops, seen.errors, seen.divergences)))
+            first = seen.taken(slice(round_number))
             self._solved[key] = self._solve(view, fit(view.table, first).corrected)
         return self._solved[key]
 
@@ -160,7 +160,9 @@ class Guide:
         for _ in range(3):
             rows = np.flatnonzero(rng.random(count) < 0.6)
             columns = rng.integers(groups, size=len(rows))
-            step = np.where(rng.random(len(rows)) < 0.75, rng.choice((-1, 1), size=len(rows)), rng.integers(-3, 4, len(rows)))
+            step = np.where(
+                rng.random(len(rows)) < 0.75, rng.choice((-1, 1), size=len(rows)), rng.integers(-3, 4, len(rows))
+            )
             children[rows, columns] = np.clip(children[rows, columns] + step, 0, self._widths[columns] - 1)
         known = view.allowed[np.arange(groups), children].all(axis=1)
         return np.unique(children[known], axis=0)
@@ -172,9 +174,7 @@ class Guide:
             return points
         return within[non_dominated(np.column_stack([self._costs(view, within), model.predict(within)[0]]))]
 
-    def _believed(
-        self, view: View, model: Surrogate, seen: Observations, feasible: NDArray[np.bool_]
-    ) -> Floats:
+    def _believed(self, view: View, model: Surrogate, seen: Observations, feasible: NDArray[np.bool_]) -> Floats:
         """(k, 3) objectives of feasible candidates; a drop is what measurement and prediction together say.
 
         A measured drop alone would make luck on few samples look like a point that nothing can beat.

@@ -98,7 +98,7 @@ class SearchOptions:
     """How a search is run.
 
     trials: candidates whose accuracy is measured, all different. timeout_s: no new candidate starts after it.
-    until_converged: end when the hypervolume has stopped to grow beyond the noise; trials then is the most that is done.
+    until_converged: end when the hypervolume has stopped to grow beyond the noise; trials then is the most.
     storage: `sqlite` mirrors the study into the run directory for dashboards, `none` does not, else an Optuna URL.
     """
 

@@ -18,7 +18,7 @@ from haq.engine.study import Lesson, TargetStudy
 from haq.surrogate import Observations, observed
 
 FILLS_EVERY = 8
-"""One of so many candidates comes from an Optuna sampler even while the guide expects gains: sensitivities may mislead."""
+"""One of so many candidates comes from an Optuna sampler also while the guide expects gains: it may err."""
 
 PREDICTED, SURROGATE = "predicted", "surrogate"
 """Origins of candidates that the guide proposes, from the predicted front and by expected gain."""
@@ -89,7 +89,9 @@ class Proposer:
     def _observations(self, target: str) -> Observations:
         assert self._guide is not None
         rows = self._seen[target]
-        return observed([r[0] for r in rows], [r[1] for r in rows], self._guide.measure, len(self._problem.space.groups))
+        return observed(
+            [r[0] for r in rows], [r[1] for r in rows], self._guide.measure, len(self._problem.space.groups)
+        )
 
     def _asker(self, number: int) -> TargetStudy:
         """The targets' studies are asked in turn."""

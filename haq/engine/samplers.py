@@ -63,7 +63,8 @@ SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     "qmc": _qmc,
     "random": _random,
 }
-"""Name -> (run seed, candidate number) -> sampler. `haq` asks its guide first and fills the rest with TPE. GP takes seconds per trial: meant for slow measurements."""
+"""Name -> (run seed, candidate number) -> sampler. `haq` asks its guide first and fills the rest with TPE. GP takes
+seconds per trial: meant for slow measurements."""
 
 
 GUIDED: Mapping[str, str] = {"haq": "tpe"}

@@ -177,9 +177,7 @@ class Session:
         if self.done <= PATIENCE:
             return False
         targets, recent = self.problem.targets, len(self.candidates) - PATIENCE
-        points = [
-            [p for p in measured_points(self.candidates, t.name) if p.result.is_feasible] for t in targets
-        ]
+        points = [[p for p in measured_points(self.candidates, t.name) if p.result.is_feasible] for t in targets]
         counts = [sum(p.candidate.number < recent for p in found) for found in points]
         return has_converged(points, counts, [reference_point(t, self._base[t.name]) for t in targets])
 

@@ -13,17 +13,18 @@ of every layer, activations int8, under three budgets: SHARES of the way from al
 is given to each tool in its own unit, bits per weight or bytes of weights. Whatever was chosen is then quantized and
 measured in our simulator, with our default stack, on both splits, and sized by `haq.hardware.size` for the target
 `reference`. Ours is `haq search --target reference --max-size-mb BUDGET`: the point of that run with the least drop on
-the search split, of equals the one with the least KL divergence. Nothing is chosen on validation.
+the search split, of equals the one with the least KL divergence; with `--by kl_nats` the other way around, which is
+less a matter of luck where accuracy hardly moves. Nothing is chosen on validation.
 
 Left out: OpenVINO NNCF's accuracy control returns layers to float and has no size budget; AIMET's AMP takes a drop, not
 a size, and walks by bit operations.
 
 Columns. tool `haq`: ours; `uniform`: all layers at 4 or 8 bits. drop_points, drop_low, drop_high: under FP32 on the
-same samples, 95 % interval. wall_s: of the choice alone, on one thread; imports and start-up are left out for the tools and counted
-for ours, which starts with an empty cache of quantized layers. sample_forwards: samples sent through the network.
-equal_size_...: our best point of all three searches that is no larger than the tool's; gain_...: how many points it is
-better on this split, paired. equal_accuracy_bytes, equal_kl_bytes: our smallest point that is no worse on the search
-split; empty where there is none.
+same samples, 95 % interval. wall_s: of the choice alone, on one thread; imports and start-up are left out for the tools
+and counted for ours, which starts with an empty cache of quantized layers and includes its last look at validation.
+sample_forwards: samples sent through the network, backward passes not counted. equal_size_...: our best point of all
+three searches that is no larger than the tool's; gain_...: how many points it is better on this split, paired.
+equal_accuracy_bytes, equal_kl_bytes: our smallest point that is no worse on the search split; empty if there is none.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peers_table import COLUMNS, TARGET, Chosen, Measured, Subject, executed, most_accurate, rows, subject, weights
+from peers_table import COLUMNS, TARGET, Chosen, Measured, Ours, Subject, best, executed, rows, subject, weights
 
 from haq.front import Point, measured_points
 from haq.history import summarize
@@ -83,7 +84,7 @@ def public(net: Subject, tool: str, python: str, folder: Path) -> Iterator[Chose
         )
 
 
-def own(net: Subject, budget: str, flags: str, folder: Path) -> tuple[Chosen, tuple[Point, ...]]:
+def own(net: Subject, budget: str, arguments: argparse.Namespace, folder: Path) -> tuple[Chosen, tuple[Point, ...]]:
     """Our choice for a budget, and every point that was measured for it."""
     out, clock = folder / f"haq-{budget}", folder / f"haq-{budget}.seconds"
     if not clock.exists():
@@ -92,17 +93,23 @@ def own(net: Subject, budget: str, flags: str, folder: Path) -> tuple[Chosen, tu
         shutil.copytree(cache_dir() / "weights", cache / "weights", dirs_exist_ok=True)
         limit = f"{net.budgets[budget][0] / 1e6:.6f}"
         command = [Path(sys.executable).with_name("haq"), "search", "--space", net.name, "--target", TARGET]
-        command += ["--max-size-mb", limit, *shlex.split(flags), "--out", out]
+        command += ["--max-size-mb", limit, *shlex.split(arguments.search), "--out", out]
         start = time.perf_counter()
         environment = {**os.environ, **ONE_THREAD, "HAQ_CACHE_DIR": str(cache)}
         subprocess.run([str(part) for part in command], check=True, env=environment)
         clock.write_text(f"{time.perf_counter() - start:.1f}\n")
     run = read_run(out)
     assert run.info["provenance"]["weights_hash"] == net.bundle.weights_hash, "a run of other weights"
-    points = measured_points(run.history.candidates, TARGET)
-    chosen = most_accurate(points, net.budgets[budget][0])
+    points = tuple(p for p in measured_points(run.history.candidates, TARGET) if p.result.is_feasible)
+    chosen = best(points, net.budgets[budget][0], arguments.by)
     assert chosen is not None, f"{out} holds no point within its budget"
-    about = ("haq", run.info["versions"]["haq"], f"search {flags}".strip(), budget, chosen.result.executed)
+    about = (
+        "haq",
+        run.info["versions"]["haq"],
+        f"search {arguments.search}; least {arguments.by}",
+        budget,
+        chosen.result.executed,
+    )
     return Chosen(*about, float(clock.read_text()), summarize(run.history).sample_forwards), points
 
 
@@ -115,12 +122,12 @@ def measure(space: str, arguments: argparse.Namespace) -> Iterator[dict[str, str
         chosen += public(net, tool, arguments.python, folder)
     points: list[Point] = []
     for budget in net.budgets:
-        ours, measured_for_it = own(net, budget, arguments.search, folder)
+        ours, measured_for_it = own(net, budget, arguments, folder)
         chosen.append(ours)
         points += measured_for_it
     measured = Measured(net)
     for choice in chosen:
-        yield from rows(net, choice, points, measured)
+        yield from rows(net, choice, Ours(tuple(points), arguments.by), measured)
 
 
 def main() -> None:
@@ -129,6 +136,9 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="of the environment that the tools are installed in")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="keeps choices and searches")
     parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument(
+        "--by", choices=("drop_points", "kl_nats"), default="drop_points", help="what ours is chosen by"
+    )
     parser.add_argument("--search", default="", metavar="FLAGS", help="more flags of `haq search`")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

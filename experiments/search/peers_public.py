@@ -248,7 +248,8 @@ def _counted(network: Network) -> Iterator[_Forwards]:
 
 
 def _first(batch: Inputs) -> Tensor:
-    return next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+    first: Tensor = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+    return first
 
 
 def _samples(batch: Inputs) -> int:
@@ -260,7 +261,8 @@ def _forward(model: nn.Module, batch: Inputs) -> Any:
 
 
 def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
 
 
 def _answers(model: nn.Module, batch: Inputs) -> Tensor:

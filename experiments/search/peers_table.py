@@ -89,10 +89,19 @@ def executed(workload: Workload, bits: Mapping[str, int], others: int) -> Assign
     return legalize(workload, Assignment.of(asked), load_profile(TARGET)).executed
 
 
-def most_accurate(points: Sequence[Point], size: float) -> Point | None:
-    """The point within the size with the least drop on the search split, then the least KL divergence."""
+@dataclass(frozen=True, eq=False)
+class Ours:
+    """Every feasible point that we measured, and the figure that one is chosen by."""
+
+    points: tuple[Point, ...]
+    by: str
+
+
+def best(points: Sequence[Point], size: float, by: str) -> Point | None:
+    """The point within the size with the least `drop_points` or `kl_nats` on the search split, then the least other."""
     within = [point for point in points if point.losses[0] <= size]
-    return min(within, key=lambda point: (point.losses[2], _figure(point, "kl_nats"), point.losses[0]), default=None)
+    names = sorted(("drop_points", "kl_nats"), key=lambda name: name != by)
+    return min(within, key=lambda point: (*(_figure(point, name) for name in names), point.losses[0]), default=None)
 
 
 def smallest(points: Sequence[Point], figure: str, limit: float) -> Point | None:
@@ -126,8 +135,8 @@ class Measured:
         return self._kept[key]
 
 
-def rows(net: Subject, chosen: Chosen, points: Sequence[Point], measured: Measured) -> Iterator[dict[str, str]]:
-    """One row per split; `points`, all of ours, are what a tool is compared with."""
+def rows(net: Subject, chosen: Chosen, own: Ours, measured: Measured) -> Iterator[dict[str, str]]:
+    """One row per split; a tool is compared with the best of ours of its size."""
     size = size_bytes(net.workload, chosen.executed)
     free = [layer.name for layer in net.workload.layers if layer.module in weights(net.workload)]
     narrow = sum(chosen.executed.precision(name).weight.bits == 4 for name in free)
@@ -138,8 +147,8 @@ def rows(net: Subject, chosen: Chosen, points: Sequence[Point], measured: Measur
         row |= {"sample_forwards": str(chosen.sample_forwards)}
     ours = None
     if chosen.tool != "haq":
-        row |= equally_good(measured(chosen.executed, SEARCH), measured.fp32[SEARCH], points)
-        ours = most_accurate(points, size)
+        row |= equally_good(measured(chosen.executed, SEARCH), measured.fp32[SEARCH], own.points)
+        ours = best(own.points, size, own.by)
     for split in (SEARCH, VALIDATION):
         scores = measured(chosen.executed, split)
         of_split = {"split": split} | figures(measured.fp32[split], scores)

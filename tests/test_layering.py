@@ -28,6 +28,7 @@ GLUE = {"haq.api", "haq.finetuning", "haq.tracecache"}
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "accuracy", "constraints", "candidate", "pareto"},
+    {"terms", "quiet", "linear", "allocate", "sweep"},
     {"validation"},
     {"references", "space", "spacefile", "spec", "hardware", "doctor", "diskcache", "textfile", "tomltext", "trust"},
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},

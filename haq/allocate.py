@@ -147,8 +147,11 @@ def _solve(
     wanted = [(terms, factor) for name, factor in weights.items() if name != PEAK for terms in model.sums(name)]
     steps = model.peak if PEAK in weights else ()
     program = linearize(model.available, [*(t for t, _ in bounded), *(t for t, _ in wanted), *steps])
-    upper = np.array([bound for _, bound in bounded]) - program.constants[: len(bounded)]
+    bounds = np.array([bound for _, bound in bounded])
+    upper = bounds + ROUNDING * np.abs(bounds) - program.constants[: len(bounded)]
     rows, goals, step_rows = np.split(program.rows, [len(bounded), len(bounded) + len(wanted)])
+    if np.any(upper[~rows.any(axis=1)] < 0):
+        return None  # too much whatever is chosen, maybe by less than the solver would see
     goal = np.array([factor for _, factor in wanted]) @ goals
     if steps:
         # One more column, the peak in units of the largest entry: no step exceeds it.
@@ -203,7 +206,7 @@ def _may_exceed(program: Program, rows: Floats, upper: Floats) -> NDArray[np.boo
     most = np.maximum(rows[:, own:width], 0.0).sum(axis=1)
     if own:
         most += np.maximum.reduceat(rows[:, :own], starts, axis=1).sum(axis=1)
-    return np.asarray((most > upper) | rows[:, width:].any(axis=1))
+    return np.asarray(((most > upper) & rows.any(axis=1)) | rows[:, width:].any(axis=1))
 
 
 def _largest(rows: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import ROUND_CEILING, Context, Decimal
 
 LIMIT_OF = {
     "max_drop_points": "drop_points",
@@ -44,6 +45,20 @@ def shown(figure: str, value: float) -> str:
     """The value in the unit in which limits are given: 12.5 MB for 12,500,000 bytes."""
     _, unit, factor = _WORDS[figure]
     return f"{value * factor:.6g} {unit}"
+
+
+def relaxed(limit: str, least: float, target: str | None = None) -> str:
+    """The command line's option and its least value for a limit: `--max-size-mb to 12.5001` for 12,500,001 bytes.
+
+    Rounded up to six digits. target: the one of several that it is meant for, as in `--max-size-mb to mobile=12.5001`.
+    """
+    _, _, factor = _WORDS[LIMIT_OF[limit]]
+    six_digits = Context(prec=6, rounding=ROUND_CEILING)
+    number = six_digits.create_decimal(Decimal(repr(least)) * Decimal(repr(factor)))
+    if float(number) * round(1 / factor) < least:  # what is read from the option, as the spec converts it
+        number = number.next_plus(six_digits)
+    name = limit.replace("_bytes", "_mb").replace("_", "-")
+    return f"--{name} to {'' if target is None else f'{target}='}{float(number):.6g}"
 
 
 @dataclass(frozen=True)

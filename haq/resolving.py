@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.accuracy import Measurement
-from haq.allocate import AllocationModel, sweep
+from haq.allocate import AllocationModel
 from haq.constraints import Constraints
 from haq.engine.problem import Target, baseline_of, cost_limits, executed_by, figures
 from haq.engine.targets import profile_target
@@ -23,6 +23,7 @@ from haq.sensitivity import Sensitivity, read_sensitivity
 from haq.space import Group, SearchSpace
 from haq.spec import spec_from
 from haq.surrogate import Observations, Surrogate, fit, observed
+from haq.sweep import sweep
 from haq.workload import Workload
 
 Floats = NDArray[np.float64]

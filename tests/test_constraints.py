@@ -1,6 +1,10 @@
 """Limits and verdicts."""
 
-from haq.constraints import Constraints
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haq.constraints import Constraints, relaxed
 
 FIGURES = {"size_bytes": 12.5e6, "latency_ms": 2.0, "drop_points": 0.4, "activation_peak_bytes": 1e6}
 
@@ -33,3 +37,26 @@ def test_an_unknown_figure_is_not_taken_as_zero():
 def test_no_limits_judge_nothing():
     assert Constraints().set_limits() == {}
     assert Constraints().judge({}).is_feasible
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "expected"),
+    [
+        ("max_size_bytes", 12_500_001, "--max-size-mb to 12.5001"),  # rounded up, never down
+        ("max_size_bytes", 850, "--max-size-mb to 0.00085"),
+        ("max_memory_bytes", 4_000_000, "--max-memory-mb to 4"),
+        ("max_latency_ms", 3.21, "--max-latency-ms to 3.21"),
+        ("max_latency_ms", 1.23456789, "--max-latency-ms to 1.23457"),
+        ("max_latency_rise_ms", -1.23456789, "--max-latency-rise-ms to -1.23456"),
+        ("max_energy_mj", 5e-7, "--max-energy-mj to 5e-07"),
+    ],
+)
+def test_a_relaxed_limit_is_the_option_and_its_least_value(limit, least, expected):
+    assert relaxed(limit, least) == expected
+    assert relaxed(limit, least, "mobile") == expected.replace(" to ", " to mobile=")
+
+
+@given(st.integers(1, 10**12))
+def test_a_relaxed_size_is_never_below_what_is_needed(size_bytes):
+    megabytes = float(relaxed("max_size_bytes", size_bytes).split()[-1])
+    assert size_bytes <= megabytes * 1e6 <= size_bytes * (1 + 2e-5)

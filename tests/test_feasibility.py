@@ -115,7 +115,7 @@ def test_the_smallest_latency_found_is_never_above_a_seeds():
 )
 def test_a_table_and_one_price_at_a_time_lead_to_the_same_end(name, limits):
     net = residual()
-    fast = profile_target(net, load_profile(name), limits)
+    fast = replace(profile_target(net, load_profile(name), limits), terms=None)
     space = build_space(net, pins={"b": 16})
     ends = []
     for limited in (fast, replace(fast, population=None)):
@@ -149,6 +149,98 @@ def test_a_large_space_is_drawn_from_with_a_seed():
     assert (points == drawn_points(space, 3)).all()
     assert not (points == drawn_points(space, 4)).all()
     assert [sorted(set(column)) for column in points.T[2:5].tolist()] == [[0, 1, 2, 3], [0, 1], [0]]
+
+
+def on_profile(name, limits, *, others=(), **space_arguments):
+    """The residual network on a shipped profile, and the figures of every assignment there."""
+    net = residual()
+    space = build_space(net, **space_arguments)
+    limited = profile_target(net, load_profile(name), limits)
+    also = tuple(profile_target(net, load_profile(other)) for other in others)
+    asked = Problem(net, space, (limited, *also), Accuracy())
+    points = list(itertools.product(*(range(len(group.bits)) for group in space.groups)))
+    executed = (limited.legalize(space.assignment(point))[0] for point in points)
+    return asked, [limited.costs(choice) for choice in executed]
+
+
+def refusal(asked):
+    with pytest.raises(InfeasibleError) as error:
+        reachable_levels(asked, baseline_costs(asked), (asked.space.uniform(32),))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a100", "mobile", "tpu-v4", "reference"])
+def test_on_a_profile_the_smallest_of_every_figure_is_that_of_all_assignments(name):
+    limits = Constraints(max_latency_ms=1e-6, max_size_bytes=1, max_memory_bytes=1)
+    asked, costs = on_profile(name, limits, pins={"b": 16})
+    message = refusal(asked)
+    assert f"smallest reachable latency is {min(c['latency_ms'] for c in costs):.6g} ms" in message
+    assert f"smallest reachable size is {min(c['size_bytes'] for c in costs) * 1e-6:.6g} MB" in message
+    assert f"activations is {min(c['activation_peak_bytes'] for c in costs) * 1e-6:.6g} MB" in message
+    assert "b is limited to 16 bits" in message
+
+
+def test_a_limit_that_cannot_be_met_is_to_be_relaxed_to_what_can():
+    asked, costs = on_profile("reference", Constraints(max_size_bytes=100))
+    smallest = min(c["size_bytes"] for c in costs)
+    assert refusal(asked).endswith(f"; relax --max-size-mb to {smallest * 1e-6:.6g}")
+
+
+@pytest.mark.parametrize("name", ["a100", "mobile", "reference"])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_exactly_what_no_assignment_meets_is_refused_and_every_way_out_leads_out_narrowly(name, data):
+    figures = {
+        "max_latency_ms": "latency_ms",
+        "max_size_bytes": "size_bytes",
+        "max_memory_bytes": "activation_peak_bytes",
+    }
+    pins = data.draw(st.sampled_from(({}, {"a": 8}, {"c": 32})))
+    _, costs = on_profile(name, Constraints(), pins=pins)
+    chosen = data.draw(st.lists(st.sampled_from(sorted(figures)), min_size=1, max_size=3, unique=True))
+    limits = {limit: data.draw(st.sampled_from([c[figures[limit]] for c in costs])) for limit in chosen}
+    asked, _ = on_profile(name, Constraints(**limits), pins=pins)
+
+    def can_be_met(bounds):
+        return any(all(c[figures[limit]] <= bound for limit, bound in bounds.items()) for c in costs)
+
+    if can_be_met(limits):
+        found = reachable_levels(asked, baseline_costs(asked), (asked.space.uniform(32),))
+        point = found.get(name, asked.space.uniform(32))
+        executed = asked.targets[0].legalize(asked.space.assignment(point))[0]
+        assert asked.targets[0].constraints.judge(asked.targets[0].costs(executed), cheap=True).is_feasible
+        return
+    message = refusal(asked)
+    assert ("no assignment meets all of them at once" in message) == (len(limits) > 1)
+    for way in message.split("; relax ")[1].split(", or "):
+        named = dict(option.split(" to ") for option in way.split(" and "))
+        raised, narrower = dict(limits), dict(limits)
+        for option, value in named.items():
+            limit = option.removeprefix("--").replace("-", "_").replace("_mb", "_bytes")
+            raised[limit] = float(value) * (1e6 if option.endswith("-mb") else 1)
+            narrower[limit] = raised[limit] * (1 - 1e-5)
+            assert raised[limit] > limits[limit]
+        assert can_be_met(raised)
+        assert len(named) > 1 or not can_be_met(narrower)
+
+
+def test_limits_that_exclude_each_other_name_the_way_out_of_each():
+    asked, costs = on_profile("a100", Constraints(max_size_bytes=40_100, max_latency_ms=0.06))
+    # Only int4 weights of the linear layer are that small, and its fp16 arithmetic is slower than int8 everywhere.
+    latency = min(c["latency_ms"] for c in costs if c["size_bytes"] <= 40_100)
+    size = min(c["size_bytes"] for c in costs if c["latency_ms"] <= 0.06)
+    assert (round(latency, 7), size) == (0.0617793, 40_351)
+    message = refusal(asked)
+    assert "smallest reachable latency is 0.0590895 ms" in message
+    assert message.endswith(
+        "; no assignment meets all of them at once; relax --max-latency-ms to 0.0617793, or --max-size-mb to 0.040351"
+    )
+
+
+def test_a_way_out_names_the_target_where_there_are_several():
+    asked, costs = on_profile("reference", Constraints(max_size_bytes=1), others=("tpu-v4",))
+    smallest = min(c["size_bytes"] for c in costs)
+    assert refusal(asked).endswith(f"relax --max-size-mb to reference={smallest * 1e-6:.6g}")
 
 
 @settings(max_examples=30)

@@ -29,6 +29,7 @@ LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
     {"constraints", "candidate", "pareto", "expected", "surrogate"},
+    {"terms", "quiet", "linear", "allocate", "sweep"},
     {"grouping", "validation"},
     {
         "references",

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called, shown
+from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called, relaxed, shown
 from haq.engine.problem import Population, Problem, Target
+from haq.engine.reach import Levels, Reach, reach_of
 from haq.errors import InfeasibleError, InputError
 from haq.precision import BIT_WIDTHS, Assignment
 from haq.space import Group, SearchSpace
 
-Levels = tuple[int, ...]
 Floats = NDArray[np.float64]
 Losses = Callable[[NDArray[np.intp]], Floats]
 """(points, groups) levels -> one loss per point."""
@@ -48,7 +48,8 @@ def reachable_levels(
 ) -> dict[str, Levels]:
     """Target -> levels that meet its limits on cost, for targets where none of `starts` does.
 
-    Raises InfeasibleError when no assignment was found for a target, InputError when a limited figure is unknown there.
+    Exact where the target's costs are known as terms, else by descent. Raises InfeasibleError when no assignment was
+    found for a target, InputError when a limited figure is unknown there.
     """
     found = {}
     for target in problem.targets:
@@ -59,10 +60,18 @@ def reachable_levels(
         values = excess(np.array(starts))
         if values.min() == 0:
             continue
-        fast = _excess(problem, target, base[target.name], _population(problem, target))
-        levels = descend(problem.space, starts[int(values.argmin())], fast)
-        if excess(np.array([levels]))[0] > 0:
-            raise InfeasibleError(_explain(problem, target, base[target.name], (*starts, levels)))
+        reach = _reach(problem, target, base[target.name])
+        if reach is None:
+            fast = _excess(problem, target, base[target.name], population_of(problem, target))
+            levels = descend(problem.space, starts[int(values.argmin())], fast)
+            if excess(np.array([levels]))[0] > 0:
+                parts = _by_descent(problem, target, base[target.name], (*starts, levels))
+                raise InfeasibleError(_message(target, parts))
+        else:
+            reached = reach.within(_cost_limits(target))
+            if reached is None:
+                raise InfeasibleError(_message(target, _by_reach(problem, target, base[target.name], reach)))
+            levels = reached
         found[target.name] = levels
     return found
 
@@ -96,7 +105,7 @@ def descend(space: SearchSpace, start: Levels, losses: Losses) -> Levels:
     return tuple(levels.tolist())
 
 
-def _population(problem: Problem, target: Target) -> Population:
+def population_of(problem: Problem, target: Target) -> Population:
     """What prices many requests on the target, in whatever way it can."""
     return _one_by_one(problem, target) if target.population is None else target.population
 
@@ -150,9 +159,36 @@ def _excess(problem: Problem, target: Target, base: Mapping[str, float], price: 
     return losses
 
 
-def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts: tuple[Levels, ...]) -> str:
-    """One line: each limit with the smallest value that can be reached alone, and what blocks more."""
-    space, price, parts = problem.space, _population(problem, target), []
+def _reach(problem: Problem, target: Target, base: Mapping[str, float]) -> Reach | None:
+    price = _one_by_one(problem, target)
+
+    def own(limit: str, levels: Levels) -> float:
+        return float(_costs(price, problem.space.layer_levels([levels]), base)[LIMIT_OF[limit]][0])
+
+    return reach_of(target, problem.space, own, base["latency_ms"])
+
+
+def _message(target: Target, parts: list[str]) -> str:
+    return f"limits cannot be met on {target.name}: {'; '.join(parts)}"
+
+
+def _by_reach(problem: Problem, target: Target, base: Mapping[str, float], reach: Reach) -> list[str]:
+    """Each limit with the smallest value that can be reached alone, what blocks more, and what to relax."""
+    limits, parts = _cost_limits(target), []
+    for limit, bound in limits.items():
+        levels = reach.smallest(limit)
+        parts.extend(_alone(problem, target, base, levels, (limit, bound, reach.own(limit, levels)), "reachable"))
+    if len(limits) > 1:
+        parts.append("no assignment meets all of them at once")
+    of_several = target.name if len(problem.targets) > 1 else None
+    ways = [[relaxed(limit, least, of_several) for limit, least in way.items()] for way in reach.relaxations(limits)]
+    # Where a limit is missed by less than the rounding of sums, no value of it is named.
+    return [*parts, f"relax {', or '.join(map(' and '.join, ways))}"] if all(ways) else parts
+
+
+def _by_descent(problem: Problem, target: Target, base: Mapping[str, float], starts: tuple[Levels, ...]) -> list[str]:
+    """The same as far as descent leads, and without a way out."""
+    space, price, parts = problem.space, population_of(problem, target), []
     for limit, bound in _cost_limits(target).items():
         figure = LIMIT_OF[limit]
         # A latency rise may be negative, where `descend` would stop: shifted by the baseline it is a latency.
@@ -162,15 +198,27 @@ def _explain(problem: Problem, target: Target, base: Mapping[str, float], starts
             return _costs(price, space.layer_levels(points), base)[figure] + shift
 
         smallest = descend(space, starts[int(losses(np.array(starts)).argmin())], losses)
-        word = "smallest reachable" if figure == "size_bytes" else "smallest found"
         value = float(losses(np.array([smallest]), shift=0.0)[0])
-        name = called(figure)
-        parts.append(f"{name} limit {shown(figure, bound)}: {word} {name} is {shown(figure, value)}")
-        if value > bound:
-            parts.extend(_blockers(problem, target, base, smallest, figure))
+        word = "reachable" if figure == "size_bytes" else "found"
+        parts.extend(_alone(problem, target, base, smallest, (limit, bound, value), word))
     if len(_cost_limits(target)) > 1:
         parts.append("no assignment was found that meets all of them at once")
-    return f"limits cannot be met on {target.name}: {'; '.join(parts)}"
+    return parts
+
+
+def _alone(
+    problem: Problem, target: Target, base: Mapping[str, float], levels: Levels,
+    met: tuple[str, float, float], word: str,
+) -> list[str]:  # fmt: skip
+    """The smallest value of one limit's figure, which `levels` have, and what blocks more.
+
+    met: the limit, its bound and that value.
+    """
+    limit, bound, value = met
+    figure = LIMIT_OF[limit]
+    name = called(figure)
+    line = f"{name} limit {shown(figure, bound)}: smallest {word} {name} is {shown(figure, value)}"
+    return [line, *(_blockers(problem, target, base, levels, figure) if value > bound else ())]
 
 
 def _blockers(problem: Problem, target: Target, base: Mapping[str, float], levels: Levels, figure: str) -> list[str]:
@@ -181,7 +229,7 @@ def _blockers(problem: Problem, target: Target, base: Mapping[str, float], level
     column = {layer: i for i, layer in enumerate(space.layers)}
     for request, (group, bits) in zip(requests[1:], freed, strict=True):
         request[[column[layer] for layer in group.layers]] = BIT_WIDTHS.index(bits)
-    values = _costs(_population(problem, target), requests, base)[figure]
+    values = _costs(population_of(problem, target), requests, base)[figure]
     saved: dict[Group, tuple[float, int]] = {}
     for (group, bits), gain in zip(freed, (values[0] - values[1:]).tolist(), strict=True):
         if gain > saved.get(group, (0.0, 0))[0]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.allocate import AllocationModel, sweep
+from haq.allocate import AllocationModel
 from haq.engine.feasibility import population_of
 from haq.engine.problem import Population, Problem, Target, cost_limits, executed_by, reference_point
 from haq.engine.samplers import trial_seed
@@ -16,6 +16,7 @@ from haq.expected import expected_gain
 from haq.pareto import non_dominated
 from haq.sensitivity import Sensitivity
 from haq.surrogate import Observations, Surrogate, fit
+from haq.sweep import sweep
 
 Floats = NDArray[np.float64]
 Points = NDArray[np.intp]
@@ -29,6 +30,9 @@ ROUNDS, CHILDREN = 3, 256
 
 FIRST_REFIT = 16
 """Measurements after which the predicted front is solved anew; then after every doubling."""
+
+LARGE = 200
+"""Groups from which on the predicted front is solved once, coarser and to a hundredth: a solution takes seconds there."""
 
 LOOKED_AT = 32
 """Of the most promising candidates, how many are compared by gain per measurement."""
@@ -137,7 +141,8 @@ class Guide:
     def _front(self, view: View, seen: Observations) -> Points:
         """The predicted front, solved with the table as it was after a round number of measurements."""
         count = len(seen.levels)
-        round_number = 0 if count < FIRST_REFIT else FIRST_REFIT * 2 ** int(np.log2(count // FIRST_REFIT))
+        is_first = count < FIRST_REFIT or len(view.table) > LARGE
+        round_number = 0 if is_first else FIRST_REFIT * 2 ** int(np.log2(count // FIRST_REFIT))
         key = view.target.name, round_number
         if key not in self._solved:
             first = seen.taken(slice(round_number))
@@ -148,7 +153,11 @@ class Guide:
         uniform = [self._problem.space.uniform(bits) for bits in (4, 8, 16, 32)]
         if view.model is None:
             return np.unique(np.array(uniform), axis=0)
-        solved = sweep(replace(view.model, loss=np.where(view.allowed, table, np.nan)), view.limits)
+        model = replace(view.model, loss=np.where(view.allowed, table, np.nan))
+        # No time limits: what is found must not depend on the machine's mood.
+        solved = (
+            sweep(model, view.limits) if len(table) <= LARGE else sweep(model, view.limits, points=16, mip_rel_gap=0.01)
+        )
         return np.unique(np.array([*solved, *uniform]), axis=0)
 
     def _children(self, view: View, parents: Points, rng: np.random.Generator) -> Points:

@@ -20,6 +20,7 @@ from haq.quality import Direction
 from haq.racing import Watch
 from haq.sensitivity import Sensitivity
 from haq.space import Group, SearchSpace
+from haq.terms import GroupTerms
 from haq.trust import Trust
 from haq.workload import Workload
 
@@ -45,7 +46,8 @@ class Target:
 
     legalize: bit-widths -> what the device executes, and the fallbacks. costs: executed -> figures (decision 11's keys,
     unknown ones absent). batch, trust and title only describe the latency. population: the same costs of many requests
-    at once, up to rounding; where it is absent they are asked one by one.
+    at once, up to rounding; where it is absent they are asked one by one. terms: the same costs as sums over the
+    groups of a space; where they are absent, what can be reached is searched and not solved.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Target:
     trust: Trust = FACTS_ONLY
     title: str = ""
     population: Population | None = None
+    terms: Callable[[SearchSpace], GroupTerms] | None = None
 
 
 @dataclass(frozen=True)

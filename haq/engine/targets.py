@@ -12,11 +12,14 @@ from haq.candidate import Fallback
 from haq.constraints import Constraints
 from haq.engine.problem import NO_LIMITS, Target
 from haq.hardware.cost import estimate
+from haq.hardware.groupterms import group_terms
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.table import cost_table
 from haq.precision import BIT_WIDTHS, Assignment, Precision
 from haq.scaling import PLAIN, Scaling
+from haq.space import SearchSpace
+from haq.terms import GroupTerms
 from haq.trust import Trust
 from haq.workload import Workload
 
@@ -50,7 +53,11 @@ def profile_target(
     def population(levels: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         return table.price(levels).by_name()
 
-    return Target(profile.name, to_executed, costs, constraints, batch, Trust.of(profile), profile.title, population)
+    def terms(space: SearchSpace) -> GroupTerms:
+        return group_terms(table, space)
+
+    trust = Trust.of(profile)
+    return Target(profile.name, to_executed, costs, constraints, batch, trust, profile.title, population, terms)
 
 
 Entry = tuple[str, "int | Precision"]

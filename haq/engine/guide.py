@@ -32,7 +32,7 @@ FIRST_REFIT = 16
 """Measurements after which the predicted front is solved anew; then after every doubling."""
 
 LARGE = 200
-"""Groups from which on the predicted front is solved once, coarser and to a hundredth: a solution takes seconds there."""
+"""Groups from which on the predicted front is solved once, coarsely: a solution takes a second there."""
 
 LOOKED_AT = 32
 """Of the most promising candidates, how many are compared by gain per measurement."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from search_fakes import SampleScores, problem, workload
 
+from haq.additivity import Additivity
+from haq.engine.events import CandidateDone, SensitivityMeasured
 from haq.engine.loop import run_search
 from haq.engine.problem import SearchOptions
 from haq.front import front
@@ -47,18 +49,36 @@ def test_the_curve_rises_to_the_hypervolume_of_the_front(history: History) -> No
     assert reached_after(found, last) == found.evaluations[found.hypervolume == last].iloc[0]
 
 
-def test_a_candidate_that_is_stopped_early_and_finished_later_costs_its_samples_once(history: History) -> None:
+def test_a_candidate_that_is_stopped_early_costs_its_samples_and_all_when_it_is_measured_again(
+    history: History,
+) -> None:
     assert history.baseline is not None
     whole = history.candidates[2]
     result = whole.results[0]
     assert result.measurement is not None
-    begun = replace(whole, results=(replace(result, measurement=replace(result.measurement, samples=50)),))
+    part = replace(result.measurement, samples=50, of_samples=200)
+    begun = replace(whole, results=(replace(result, measurement=part),))
     counter = Forwards(history.baseline.signature)
-    assert [counter.of(begun), counter.of(begun), counter.of(whole), counter.of(whole)] == [50, 0, 150, 0]
-    raced = replace(history, candidates=(begun,))
-    found = curve(raced, "plain", BOX)
-    assert found.evaluations.tolist() == [0.25]
-    assert found.hypervolume.tolist() == [0]  # its drop is not known from as many samples as the others'
+    assert [counter.of(begun), counter.of(begun), counter.of(whole), counter.of(whole)] == [50, 0, 200, 0]
+    found = curve(replace(history, candidates=(begun, whole), sensitivity_forwards=300.0), "plain", BOX)
+    assert found.evaluations.tolist() == [1.75, 2.75]  # 300 of sensitivities, 50, 200, by 200 samples
+    assert found.hypervolume.iloc[0] == 0  # its drop is not known from as many samples as the others'
+    assert found.hypervolume.iloc[1] > 0
+
+
+def test_sensitivities_are_taken_off_the_budget_once(history: History) -> None:
+    assert history.baseline is not None
+    fp32, told = history.baseline.signature, SensitivityMeasured(3, 10, 150.0, Additivity(None, 0, None))
+    first, second = (CandidateDone(candidate, 1, 1, 0.0, {}) for candidate in history.candidates[2:4])
+    fresh = Budget(350, fp32, History())
+    fresh(told)
+    with pytest.raises(BudgetSpent):
+        fresh(first)  # 150 + 200
+    resumed = Budget(550, fp32, History(sensitivity_forwards=150.0))
+    resumed(told)  # read from the run's folder, not measured again
+    resumed(first)
+    with pytest.raises(BudgetSpent):
+        resumed(second)  # 150 + 200 + 200
 
 
 def test_a_run_ends_when_its_budget_is_spent_and_goes_on_from_there(tmp_path: Path) -> None:

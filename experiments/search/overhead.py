@@ -5,7 +5,7 @@
         --samplers haq tpe
 
 The network is a chain of linear layers, one group each, priced by the real cost model on `reference`. Scores of 512
-samples come from a formula; the time in it is taken off. A trial's overhead is everything else from one finished
+samples and sensitivities come from a formula; the time in it is taken off. A trial's overhead is everything else from one finished
 candidate to the next: proposing, pricing, writing the history and the SQLite mirror, learning. `propose_s` ends where
 the measurement starts, so it holds the pricing too. `setup_s` comes before the first proposal. `overhead_s` is the mean
 by the clock with setup, `overhead_cpu_s` of processor time without it, which other work on the machine bends less.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +41,7 @@ from haq.hardware.profile import load_profile
 from haq.history import SEARCH
 from haq.nn.trace import trace
 from haq.precision import Assignment
+from haq.sensitivity import Effect, Sensitivity
 from haq.space import build_space
 
 HERE = Path(__file__).resolve().parent
@@ -80,26 +81,39 @@ def chain(groups: int) -> Problem:
         workload = trace(network, (torch.empty(1, widths[0]),), name=f"chain of {groups}")
     target = profile_target(workload, load_profile("reference"))
     provenance = {"model": workload.name, "weights_hash": "none", "data_hash": "none", "metric": "accuracy"}
+    made_up = MadeUp(workload.layer_names)
     return Problem(
-        workload, build_space(workload), (target,), formula(workload.layer_names), (SEARCH,), provenance=provenance
-    )
+        workload, build_space(workload), (target,), made_up.measure, (SEARCH,), provenance=provenance,
+        sensitivity=made_up.sensitivity,
+    )  # fmt: skip
 
 
-def formula(layers: tuple[str, ...]) -> Callable[[Assignment, str], Scores]:
-    """A measure: a layer at 4 bits loses up to 0.4 samples of a hundred, one at 8 bits a fiftieth of it."""
-    generator = np.random.default_rng(0)
-    lost = dict(zip(layers, generator.uniform(0, 0.4 * 50 / len(layers), len(layers)), strict=True))
-    # One draw per sample: the same samples go wrong first whatever is quantized, as in real networks.
-    hardness = generator.uniform(0, 100, SAMPLES)
-    share = {4: 1.0, 8: 0.02}
+class MadeUp:
+    """Scores and sensitivities from a formula: layers add up, at 8 bits a layer loses a fiftieth of what it does at 4.
 
-    def measure(executed: Assignment, split: str) -> Scores:
-        bits = {layer: executed.precision(layer).weight.bits for layer in layers}
-        wrong = 5 + sum(lost[layer] * share.get(width, 0.0) for layer, width in bits.items())
-        scores: Scores = (hardness > wrong).astype(np.float64)
+    All layers at 4 bits lose 20 points together, half of the layers almost none of them.
+    """
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        generator = np.random.default_rng(0)
+        lost = generator.uniform(0, 1, len(layers)) ** 3
+        self._lost = dict(zip(layers, 20 * lost / lost.sum(), strict=True))
+        # One draw per sample: the same samples go wrong first whatever is quantized, as in real networks.
+        self._hardness = generator.uniform(0, 100, SAMPLES)
+
+    def measure(self, executed: Assignment, split: str) -> Scores:
+        scores: Scores = (self._hardness > 5 + self._points(executed)).astype(np.float64)
         return scores
 
-    return measure
+    def sensitivity(
+        self, pieces: Sequence[Assignment], pairs: int, progress: Callable[[int, int], None]
+    ) -> Sensitivity:
+        effects = {piece: Effect(self._points(piece) / 100, None, SAMPLES) for piece in pieces}
+        return Sensitivity("kl", SAMPLES, effects, (), float(SAMPLES * len(pieces)))
+
+    def _points(self, assignment: Assignment) -> float:
+        share = {4: 1.0, 8: 0.02}
+        return sum(self._lost[n] * share.get(assignment.precision(n).weight.bits, 0.0) for n in assignment)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@
 SPACE: solar_efficientnet_lite0, mnist_resnet18 or reviews_minilm. Target `reference`, batch 1, one thread, the default
 stack. Accuracy is measured on a fixed subset of the search split, spread evenly over it: 128, 256 and 128 samples.
 NSGA-II is Optuna's, alone (`--seeded` gives it haq's own first candidates), with the engine's rule that a repeated
-proposal is replaced by a new one, population 20. Runs stand in `runs/search/real_size/SPACE/` and go on where they were
+proposal is replaced by a new one, population 20; it measures every candidate in full, `haq` stops those that are
+beaten. Both search the space's natural groups. Runs stand in `runs/search/real_size/SPACE/` and go on where they were
 stopped. `results/real_size_SPACE.csv` has the curves: the hypervolume of (size, latency, drop) as a fraction of the box
 below the reference point: FP32's size and latency, 10 points of drop. `results/real_size.csv`: per run the last value,
 and the evaluations that it took to the last value of each baseline. Evaluations are sample-forwards over the subset's
@@ -72,7 +73,12 @@ def run(space: str, sampler: str, seed: int, evaluations: int, *, seeded: bool) 
     """Search, or go on, until so many evaluations are spent."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    spec = {"scope": {"space": space}, "hardware": {"targets": ["reference"]}, "accuracy": {"samples": SAMPLES[space]}}
+    spec = {
+        "scope": {"space": space},
+        "hardware": {"targets": ["reference"]},
+        "accuracy": {"samples": SAMPLES[space]},
+        "search": {"sampler": sampler, "racing": sampler == "haq"},
+    }
     problem = replace(problem_of(spec_from(spec, where="real_size.py")), splits=(SEARCH,))
     out = RUNS / space / f"{sampler}{'' if seeded else '-unseeded'}-{seed}"
     before = read_history(out / HISTORY_FILE) if out.is_dir() else History()

@@ -9,10 +9,10 @@ on a measure that looks scores up there, so they differ from searches on the net
 
 Every figure is the hypervolume of (size, latency, drop) relative to that of the true front, below a stated reference
 point: FP32's size and latency x 1.001, and 20 points of drop, or 6, below which there is less that comes for free (the
-worst assignment loses about 45). Budget: evaluations of 1,000 sample-forwards,
-whatever a sensitivity pass takes included, FP32 not. Optuna's samplers run plain and, where `seeds` is true, after
-haq's own first candidates. Repeated proposals are replaced by new ones for all of them. `truth.csv` has a row per run,
-`truth_summary.csv` median, least and most over the seeds, `truth_front.csv` the true front.
+worst assignment loses about 45). Budget: evaluations of 1,000 sample-forwards, a sensitivity pass counted, FP32 not.
+Optuna's samplers run plain and, where `seeds` is true, after haq's own first candidates; they measure every candidate
+in full, `haq` stops those that are beaten. Repeated proposals are replaced by new ones for all of them. `truth.csv` has
+a row per run, `truth_summary.csv` median, least and most over the seeds, `truth_front.csv` the true front.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def main() -> None:
     every = losses(problem, table)
     truth = truth_of(every)
     write_front(problem, every)
-    quick = replace(problem, measure=Lookup(problem, table), splits=(SEARCH,))
+    lookup = Lookup(problem, table)
+    quick = replace(problem, measure=lookup.measure, race=lookup.race, splits=(SEARCH,))
     curves = pd.concat(list(runs(quick, truth, options.samplers, options.seeds)), ignore_index=True)
     found = judged(curves)
     summary = summarized(found)
@@ -126,14 +127,15 @@ def runs(problem: Problem, truth: Truth, samplers: Sequence[str], seeds: int) ->
 
 
 def searched(problem: Problem, sampler: str, seed: int, *, with_seeds: bool) -> History:
-    """What a sampler finds within the budget."""
+    """What a sampler finds within the budget; only haq's own races its candidates."""
+    raced = problem if sampler in STANDALONE else replace(problem, race=None)
     # Four times as many candidates as evaluations: one that races its candidates stops most of them early.
     options = SearchOptions(4 * AFTER[-1], seed, sampler, storage="none", seeds=with_seeds)
     budget = Budget(AFTER[-1] * SAMPLES, unquantized(problem.workload).signature, History())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         with contextlib.suppress(BudgetSpent):
-            run_search(problem, options, out, budget)
+            run_search(raced, options, out, budget)
         return read_run(out).history
 
 

@@ -6,16 +6,17 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.accuracy import Scores
-from haq.engine.problem import Problem, Target
+from haq.accuracy import Reading, Scores
+from haq.engine.problem import Problem, Target, unquantized
 from haq.history import SEARCH
 from haq.precision import Assignment
+from haq.racing import Look, Watch
 from haq.space import SearchSpace
 
 SAVED_EVERY = 128
@@ -84,19 +85,36 @@ def losses(problem: Problem, table: Table) -> NDArray[np.float64]:
 
 
 class Lookup:
-    """A measure that answers from the table what the network would."""
+    """A measure and a race that answer from the table what the network would."""
 
     def __init__(self, problem: Problem, table: Table) -> None:
-        self._right = table.right
+        """Lets the network race once, to see in which order its samples are looked at."""
+        self._right, self._looks = table.right, list[Look]()
         self._row: Mapping[str, int] = {
             _executed(problem.targets[0], problem.space, levels).signature: row
             for row, levels in enumerate(all_levels(problem.space).tolist())
         }
+        if problem.race is not None:
+            problem.race(unquantized(problem.workload), self._never)
 
-    def __call__(self, executed: Assignment, split: str) -> Scores:
+    def _never(self, look: Look) -> bool:
+        self._looks.append(look)
+        return False
+
+    def measure(self, executed: Assignment, split: str) -> Scores:
+        """The scores of all samples."""
         assert split == SEARCH, "the table is of the search split"
         scores: Scores = self._right[self._row[executed.signature]].astype(np.float64)
         return scores
+
+    def race(self, executed: Assignment, watch: Watch) -> Reading:
+        """The reading that `watch` may stop early, look by look as the network's own race."""
+        scores = self.measure(executed, SEARCH)
+        for look in self._looks:
+            found = replace(look, scores=scores[look.samples])
+            if watch(found):
+                return Reading(found.scores, look=found)
+        return Reading(scores)
 
 
 def _measured(problem: Problem, made_of: str, under_way: Path) -> Table:

@@ -5,10 +5,11 @@
         --samplers haq tpe
 
 The network is a chain of linear layers, one group each, priced by the real cost model on `reference`. Scores of 512
-samples and sensitivities come from a formula; the time in it is taken off. A trial's overhead is everything else from one finished
-candidate to the next: proposing, pricing, writing the history and the SQLite mirror, learning. `propose_s` ends where
-the measurement starts, so it holds the pricing too. `setup_s` comes before the first proposal. `overhead_s` is the mean
-by the clock with setup, `overhead_cpu_s` of processor time without it, which other work on the machine bends less.
+samples and sensitivities come from a formula; the time in the scores is taken off. A trial's overhead is everything
+else from one finished candidate to the next: proposing, pricing, writing the history and the SQLite mirror, learning.
+`propose_s` ends where the measurement starts, so it holds the pricing too. `setup_s` comes before FP32 is measured.
+`overhead_s` is the mean by the clock with setup, `overhead_cpu_s` of processor time without it, which other work on the
+machine bends less. What leads from sensitivities to proposals is in the first candidate's time.
 `share_percent_SPACE`: `overhead_s` in the wall time of a search whose evaluations take as long as the space's int8
 candidates on the whole search split (`experiments/accuracy/speed.csv`, one thread). `gp` takes seconds per trial and is
 only run where it is named. Rows of other workloads and samplers stay in `results/overhead.csv`.
@@ -113,7 +114,7 @@ class MadeUp:
 
     def _points(self, assignment: Assignment) -> float:
         share = {4: 1.0, 8: 0.02}
-        return sum(self._lost[n] * share.get(assignment.precision(n).weight.bits, 0.0) for n in assignment)
+        return float(sum(self._lost[n] * share.get(assignment.precision(n).weight.bits, 0.0) for n in assignment))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ samples and sensitivities come from a formula; the time in the scores is taken o
 else from one finished candidate to the next: proposing, pricing, writing the history and the SQLite mirror, learning.
 `propose_s` ends where the measurement starts, so it holds the pricing too. `setup_s` comes before FP32 is measured.
 `overhead_s` is the mean by the clock with setup, `overhead_cpu_s` of processor time without it, which other work on the
-machine bends less. What leads from sensitivities to proposals is in the first candidate's time.
+machine bends less. `first_s` is the first candidate's, in which sensitivities lead to a plan; both means hold it, the
+figures of proposals do not.
 `share_percent_SPACE`: `overhead_s` in the wall time of a search whose evaluations take as long as the space's int8
 candidates on the whole search split (`experiments/accuracy/speed.csv`, one thread). `gp` takes seconds per trial and is
 only run where it is named. Rows of other workloads and samplers stay in `results/overhead.csv`.
@@ -188,6 +189,7 @@ def timed(problem: Problem, sampler: str, trials: int, evaluations_s: dict[str, 
         "sampler": sampler,
         "trials": trials,
         "setup_s": round(clock.setup_s, 3),
+        "first_s": round(float(table.overhead_s.iloc[0]), 3),
         "overhead_s": round(each, 5),
         "overhead_cpu_s": round((table.overhead_cpu_s.sum()) / trials, 5),
         "overhead_median_s": round(asked.overhead_s.median(), 5),

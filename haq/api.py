@@ -6,7 +6,6 @@ this module stays light.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from haq.constraints import Constraints
 from haq.errors import InputError
 from haq.grouping import natural_groups
-from haq.hardware.profile import HardwareProfile, load_profile
+from haq.hardware.profile import load_profile
 from haq.hardware.size import fp32_size_bytes
 from haq.hardware.table import cost_table
 from haq.pricing import Estimate, price
+from haq.problems import Shape, build_problem, content_hash, load_network
 from haq.regret import RegretMatrix, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
-from haq.resources import cache_dir, shipped_names
+from haq.resources import shipped_names
 from haq.rundir import RUN_FILE, Run, read_run
 from haq.scaling import PLAIN, Scaling
 from haq.space import Rule, build_space
 from haq.spacefile import FOLDER, load_space
 from haq.spec import Scope, Spec, spec_from, spec_of_run
-from haq.techniques import Stack
 from haq.tracecache import workload_of
 from haq.workload import Workload
 
@@ -55,19 +54,7 @@ def search_spec(
     resumed elsewhere); metric: the same for code that the spec names as its metric. Raises InputError on wrong input
     and InfeasibleError when limits cannot be met.
     """
-    scope = sources if sources is not None else spec.scope
-    space = load_space(scope.space)
-    for target in spec.hardware.targets:
-        load_profile(target)  # a wrong name is said before a network is loaded
-
-    from haq.nn.bundle import load_bundle
-    from haq.nn.user_metrics import load_metric
-
-    own = load_metric(metric or str(spec.accuracy.metric)) if spec.accuracy.is_metric_external else None
-    bundle = load_bundle(space, weights=scope.weights, data=scope.data, model=scope.model)
-    rules = tuple(Rule(rule.layers, rule.bits) for rule in space.rules)
-    shape = rules, tuple(group.layers for group in space.groups)
-    return _run(replace(bundle, metric=own), spec, shape, out, progress)
+    return _run(*load_network(spec, sources, metric), spec, out, progress)
 
 
 def resume(directory: Path, given: Mapping[str, str], progress: Progress) -> Run:
@@ -112,7 +99,7 @@ def regret_of_run(run: Run, limits: Constraints, minimize: str, given: Mapping[s
     choices = choices_of_run(history, run.targets, limits, minimize)
     profiles = dict(zip(run.targets, map(load_profile, spec.hardware.targets), strict=True))
     then = run.info["provenance"].get("profiles", {})
-    changed = [name for name, profile in profiles.items() if then.get(name) != _content_hash(profile)]
+    changed = [name for name, profile in profiles.items() if then.get(name) != content_hash(profile)]
     if not changed:
         return regret_matrix(choices, minimize, as_recorded(history), history), ""
     differ = f"profiles that have changed since the run: {', '.join(changed)}"
@@ -219,7 +206,7 @@ def search(
     resolved = spec_from(sections, where="haq.search")
     if resolved.accuracy.is_metric_external:
         bundle = replace(bundle, metric=load_metric(str(resolved.accuracy.metric)))
-    return _run(bundle, resolved, ((), ()), Path(out), progress or silent)
+    return _run(bundle, ((), ()), resolved, Path(out), progress or silent)
 
 
 def rewrite_outputs(run: Run) -> str:
@@ -233,48 +220,13 @@ def rewrite_outputs(run: Run) -> str:
     return brief(spec_of(run), run.metric)
 
 
-def _run(
-    bundle: Bundle,
-    spec: Spec,
-    shape: tuple[tuple[Rule, ...], tuple[tuple[str, ...], ...]],
-    out: Path,
-    progress: Progress,
-) -> Run:
-    """Put the problem together and search. shape: the space's rules and groups."""
+def _run(bundle: Bundle, shape: Shape, spec: Spec, out: Path, progress: Progress) -> Run:
+    """Put the problem together and search."""
     from haq.engine.loop import run_search
-    from haq.engine.problem import Problem, SearchOptions
-    from haq.engine.targets import profile_target
-    from haq.nn.judge import choose_driver
-    from haq.nn.prepare import Quantization, prepare
+    from haq.engine.problem import SearchOptions
     from haq.report.files import write_report
 
-    accuracy, hardware, how = spec.accuracy, spec.hardware, spec.search
-    profiles = {name: load_profile(name) for name in hardware.targets}
-    assert bundle.task is not None, "a bundle without a task cannot be searched"
-    driver = choose_driver(bundle.task, bundle.metric, accuracy.metric, accuracy.direction)
-    stack = Stack.of(accuracy.ptq)
-    quantization = Quantization(stack, accuracy.observer, cache_dir() / "ptq")
-    prepared = prepare(bundle, how=quantization, samples=accuracy.samples, driver=driver)
-    scaling = Scaling.of(stack.names)
-    workload, scope = prepared.workload, spec.scope
-    ties = natural_groups(workload) if scope.grouping == "natural" else ()
-    problem = Problem(
-        workload,
-        build_space(workload, *shape, scope.granularity, scope.pins, ties=ties),
-        tuple(
-            profile_target(workload, profile, spec.constraints(name), batch=hardware.batch, scaling=scaling)
-            for name, profile in profiles.items()
-        ),
-        prepared.measure,
-        prepared.splits,
-        spec=spec.to_json(),
-        # A run whose profile was edited meanwhile would mix two cost models, so their content is part of its identity.
-        provenance={**prepared.provenance, "profiles": {p.name: _content_hash(p) for p in profiles.values()}},
-        direction=driver.direction,
-        may_fail=driver.may_fail,
-        sensitivity=prepared.sensitivity,
-        race=prepared.race if how.racing else None,
-    )
+    problem, how = build_problem(bundle, shape, spec), spec.search
     options = SearchOptions(how.trials, how.seed, how.sampler, how.timeout_s, how.until_converged, how.storage)
     try:
         run_search(problem, options, out, progress)
@@ -285,9 +237,3 @@ def _run(
     run = read_run(out)
     write_report(run)
     return run
-
-
-def _content_hash(profile: HardwareProfile) -> str:
-    """16 hex digits that name every figure of a profile."""
-    # A key that a later haq adds, and that the profile leaves at its default, changes no price and no run's identity.
-    return hashlib.sha256(profile.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:16]

@@ -11,7 +11,6 @@ from machines import chain, machine, one
 from nets import attention, conv, uniform
 
 from haq.accuracy import compare
-from haq.api import _content_hash
 from haq.candidate import Candidate, TargetResult
 from haq.cli import main
 from haq.constraints import Constraints
@@ -23,6 +22,7 @@ from haq.hardware.size import fp32_size_bytes
 from haq.hardware.table import cost_table
 from haq.history import SEARCH, Baseline, History
 from haq.precision import Assignment
+from haq.problems import content_hash
 from haq.regret import Choice, Priced, as_recorded, cheapest, choices_of_run, priced_now, regret_matrix
 from haq.rundir import RunRequest, open_run
 from haq.scaling import Scaling
@@ -90,7 +90,7 @@ def write_run(tmp_path: Path):
 
 
 def today() -> dict[str, str]:
-    return {name: _content_hash(load_profile(name)) for name in MEANT}
+    return {name: content_hash(load_profile(name)) for name in MEANT}
 
 
 def haq(capsys, *arguments):
@@ -291,8 +291,8 @@ def test_a_key_at_its_default_does_not_change_what_a_profile_is() -> None:
     a100 = load_profile("a100")
     said = a100.model_copy(update={"on_chip": a100.on_chip.model_copy(update={"keeps_weights": False})})
     kept = a100.model_copy(update={"on_chip": a100.on_chip.model_copy(update={"keeps_weights": True})})
-    assert _content_hash(said) == _content_hash(a100)
-    assert _content_hash(kept) != _content_hash(a100)
+    assert content_hash(said) == content_hash(a100)
+    assert content_hash(kept) != content_hash(a100)
 
 
 def test_prices_of_today_are_for_the_scales_that_the_run_asked_for():

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.finetuning", "haq.tracecache"}
+GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache"}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
@@ -46,7 +46,7 @@ LAYERS = (
         "trust",
     },
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
+    {"report", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
     {"api", "finetuning", "fitting", "resolving"},
     {"profiletext"},
     {"cli"},

@@ -48,7 +48,7 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
         if problem.space.yielded:
             progress(Notice(_apart(problem)))
         write_atomically(opened.run.path / WORKLOAD_FILE, problem.workload.to_json())
-        session = Session(problem, options, opened, base, planned)
+        session = Session(problem, options, opened, base, planned if options.seeds else ())
         progress(BaselineMeasured(session.baseline.measurements, session.left_s(), session.metric))
         try:
             follow_sensitivities(session, opened, base, progress)
@@ -64,9 +64,11 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
 
 def request(problem: Problem, options: SearchOptions) -> RunRequest:
     """What `run.json` holds."""
+    # Left out where it is the default, so that runs of before this key are still the same search.
+    seeded = {} if options.seeds else {"seeds": False}
     return RunRequest(
         spec=problem.spec,
-        search={"sampler": options.sampler, "seed": options.seed, "trials": options.trials},
+        search={"sampler": options.sampler, "seed": options.seed, "trials": options.trials, **seeded},
         provenance=problem.provenance,
         targets={t.name: {"batch": t.batch, **t.trust.to_json(), "title": t.title} for t in problem.targets},
         space={

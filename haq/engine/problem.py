@@ -103,6 +103,7 @@ class SearchOptions:
     trials: candidates whose accuracy is measured, all different. timeout_s: no new candidate starts after it.
     until_converged: end when the hypervolume has stopped to grow beyond the noise; trials then is the most.
     storage: `sqlite` mirrors the study into the run directory for dashboards, `none` does not, else an Optuna URL.
+    seeds: whether haq's own first candidates are asked before the sampler is; without them it stands alone.
     """
 
     trials: int = 64
@@ -111,6 +112,7 @@ class SearchOptions:
     timeout_s: float | None = None
     until_converged: bool = False
     storage: str = "sqlite"
+    seeds: bool = True
 
 
 def effective_size(problem: Problem) -> int:

@@ -5,7 +5,7 @@
     python experiments/search/real_size.py                                                              # report only
 
 SPACE: solar_efficientnet_lite0, mnist_resnet18 or reviews_minilm. Target `reference`, batch 1, one thread, the default
-stack. Accuracy is measured on a fixed subset of the search split, spread evenly over it: 128, 256 and 128 samples.
+stack. Accuracy is measured on a fixed subset of the search split, spread evenly over it: 256, 500 and 256 samples.
 NSGA-II is Optuna's, alone (`--seeded` gives it haq's own first candidates), with the engine's rule that a repeated
 proposal is replaced by a new one, population 20; it measures every candidate in full, `haq` stops those that are
 beaten. Both search the space's natural groups. Runs stand in `runs/search/real_size/SPACE/` and go on where they were
@@ -44,7 +44,7 @@ from haq.spec import spec_from  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RUNS = Path("runs/search/real_size")
-SAMPLES = {"solar_efficientnet_lite0": 128, "mnist_resnet18": 256, "reviews_minilm": 128}
+SAMPLES = {"solar_efficientnet_lite0": 256, "mnist_resnet18": 500, "reviews_minilm": 256}
 DROP = 10.0
 """The reference point's drop, in points."""
 

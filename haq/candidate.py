@@ -91,7 +91,8 @@ class TargetResult:
 class Candidate:
     """One asked assignment (bit-widths) and its result on every target.
 
-    origin: `baseline`, `seed:...` or a sampler's name.
+    origin: `seed:...`; of the sampler haq also `predicted`, on the front that sensitivities predict, and `surrogate`,
+    by the gain that measurements and sensitivities promise; else the name of the Optuna sampler that proposed it.
     """
 
     number: int

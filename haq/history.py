@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -59,16 +59,22 @@ class Baseline:
 class History:
     """Everything that one run has found so far. validations: executed signature -> held-out measurement.
 
-    seconds: time spent measuring, over all records. unvalidated: signature -> why its held-out measurement failed.
-    sensitivity_forwards: what measuring sensitivities cost, in whole passes of one sample.
+    durations_s: kind of record -> seconds spent measuring each, in order; 0 where nothing new was measured.
+    unvalidated: signature -> why its held-out measurement failed. sensitivity_forwards: what measuring sensitivities
+    cost, in whole passes of one sample.
     """
 
     baseline: Baseline | None = None
     candidates: tuple[Candidate, ...] = ()
     validations: Mapping[str, Measurement] | None = None
-    seconds: float = 0.0
+    durations_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
     unvalidated: Mapping[str, Failure] = field(default_factory=dict)
     sensitivity_forwards: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent measuring, over all records."""
+        return sum(map(sum, self.durations_s.values()))
 
     @property
     def failed(self) -> dict[str, Failure]:
@@ -159,9 +165,10 @@ def read_history(path: Path) -> History:
     candidates: list[Candidate] = []
     validations: dict[str, Measurement] = {}
     unvalidated: dict[str, Failure] = {}
-    seconds = forwards = 0.0
+    durations_s: dict[str, list[float]] = {}
+    forwards = 0.0
     for raw in _records(path):
-        seconds += raw.get("timing", {}).get("measure_s", 0.0)
+        durations_s.setdefault(raw["kind"], []).append(raw.get("timing", {}).get("measure_s", 0.0))
         if raw["kind"] == "baseline":
             baseline = Baseline.from_json(raw)
         elif raw["kind"] == "candidate":
@@ -172,7 +179,7 @@ def read_history(path: Path) -> History:
             unvalidated[raw["signature"]] = Failure(**raw["failure"])
         elif raw["kind"] == "validation":
             validations[raw["signature"]] = Measurement.from_json(raw["measurement"])
-    return History(baseline, tuple(candidates), validations, seconds, unvalidated, forwards)
+    return History(baseline, tuple(candidates), validations, durations_s, unvalidated, forwards)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,13 @@ class Observations:
     errors: Floats
     divergences: Floats
 
-    def taken(self, part: slice) -> Observations:
+    @classmethod
+    def none(cls, groups: int) -> Observations:
+        """What is known before the first measurement."""
+        empty = np.empty(0)
+        return cls(np.empty((0, groups), dtype=np.intp), empty, empty, empty)
+
+    def taken(self, part: slice | NDArray[np.bool_]) -> Observations:
         """Some of them, in order."""
         return Observations(self.levels[part], self.drops[part], self.errors[part], self.divergences[part])
 
@@ -83,6 +89,15 @@ class Surrogate:
         return self.slope * divergence, self.slope * divergence * np.sqrt(variance + self.spread**2)
 
 
+def finite(losses: Floats) -> Floats:
+    """Sensitivities as a table to fit: what is infinite or unknown is ten times as bad as the worst that is known.
+
+    losses: (groups, levels). Such levels are never planned, but another sampler may ask for them.
+    """
+    known = np.isfinite(losses)
+    return np.where(known, losses, 10 * losses[known].max(initial=0.0))
+
+
 def observed(
     levels: Sequence[Sequence[int]], measurements: Sequence[Measurement], measure: str, groups: int
 ) -> Observations:
@@ -106,7 +121,7 @@ def observed(
 def fit(table: Floats, seen: Observations) -> Surrogate:
     """The surrogate after these observations.
 
-    table: (groups, levels) sensitivities, finite, 0 where a level does not exist or changes nothing. Divergences are
+    table: (groups, levels) sensitivities, finite, 0 where a level changes nothing. Divergences are
     modelled as scale x sum of table x (1 + correction), each correction normal with PRIOR_DEVIATION: Bayesian linear
     regression of the relative residual on each entry's share of the sum (Rasmussen and Williams 2006, section 2.1), in
     its dual form. Drops are a slope times the divergence: least squares through zero, each weighted by its noise.

@@ -36,6 +36,7 @@ LAYERS = (
         "space",
         "sensitivity",
         "additivity",
+        "pooled",
         "spacefile",
         "spec",
         "hardware",

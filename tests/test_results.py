@@ -101,7 +101,10 @@ def test_pick_writes_the_smallest_config_within_the_limit(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("front", "RUN", "--target", "tpu-v3"), 2, "tpu-v4"),
+        (("front", "RUN", "--target", "tpu-v3"), 2, "holds no sensitivities"),
+        (("front", "RUN", "--max-drop", "1"), 2, "with the sampler haq"),
+        (("front", "RUN", "--max-drop", "1", "--quality"), 2, "no measured quality"),
+        (("front", "RUN", "--target", "a100", "--batch", "0"), 2, "x>=1"),
         (("front", "absent"), 2, "run.json"),
         (("pick", "RUN", "--out", "c.json"), 2, "--target"),
         (("pick", "RUN", "-t", "a100", "--max-size-mb", "0.5", "--out", "c.json"), 3, "exceeds the limit of 0.5 MB"),

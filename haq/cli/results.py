@@ -43,7 +43,7 @@ def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @_DIR
 @click.option("--target", "-t", help="Only this target: one of the run, or any other, for which points are predicted.")
-@click.option("--batch", "-b", type=int, help="Samples per inference on another target. [as in the run]")
+@click.option("--batch", "-b", type=click.IntRange(min=1), help="Samples per inference. [as in the run]")
 @_limit_options
 @click.option("--quality", is_flag=True, help="Also loss, KL divergence, agreement and the worst class.")
 @json_option
@@ -58,11 +58,16 @@ def front(
     run = read_run(directory)
     asked = constraints(limits)
     if asked != Constraints() or batch is not None or (target is not None and target not in run.targets):
-        show_resolved(run, target or _only_target(run, None), asked, batch, as_json=as_json)
+        if quality:
+            raise InputError(
+                "predicted points have no measured quality", where="--quality",
+                expected="neither limits nor a batch, and a target of the run",
+            )  # fmt: skip
+        show_resolved(run, run.targets if target is None else (target,), asked, batch, as_json=as_json)
         return
     rows = front_rows(run)
     if target is not None:
-        rows = {target: lookup(rows, target, "target of this run", where=str(directory))}
+        rows = {target: rows[target]}
     joint = [candidate.number for candidate in joint_front(run.history.candidates)]
     if as_json:
         echo_json({"targets": run.info["targets"], "fronts": rows, "joint": joint})

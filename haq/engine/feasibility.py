@@ -37,7 +37,7 @@ def kept_shares(
 ) -> dict[str, float]:
     """Target -> the share of the points that keeps its limits on cost, for targets that have any and a population."""
     return {
-        target.name: float((_excess(problem, target, base[target.name], target.population)(points) == 0).mean())
+        target.name: float((_excess(problem.space, target, base[target.name], target.population)(points) == 0).mean())
         for target in problem.targets
         if target.population is not None and _cost_limits(target)
     }
@@ -53,27 +53,43 @@ def reachable_levels(
     """
     found = {}
     for target in problem.targets:
-        if not _cost_limits(target):
-            continue
-        # The target's own costs have the last word: a population may differ from them in the last digit.
-        excess = _excess(problem, target, base[target.name], _one_by_one(problem, target))
-        values = excess(np.array(starts))
-        if values.min() == 0:
-            continue
-        reach = _reach(problem, target, base[target.name])
-        if reach is None:
-            fast = _excess(problem, target, base[target.name], population_of(problem, target))
-            levels = descend(problem.space, starts[int(values.argmin())], fast)
-            if excess(np.array([levels]))[0] > 0:
-                parts = _by_descent(problem, target, base[target.name], (*starts, levels))
-                raise InfeasibleError(_message(target, parts))
-        else:
-            reached = reach.within(_cost_limits(target))
-            if reached is None:
-                raise InfeasibleError(_message(target, _by_reach(problem, target, base[target.name], reach)))
-            levels = reached
-        found[target.name] = levels
+        of_several = target.name if len(problem.targets) > 1 else None
+        levels = reachable_on(target, problem.space, base[target.name], starts, of_several)
+        if levels is not None:
+            found[target.name] = levels
     return found
+
+
+def reachable_on(
+    target: Target,
+    space: SearchSpace,
+    base: Mapping[str, float],
+    starts: tuple[Levels, ...],
+    of_several: str | None = None,
+) -> Levels | None:
+    """Levels that meet one target's limits on cost; None where one of `starts` does, or there are none.
+
+    of_several: the target's name, where a way out has to say which one it is meant for. Raises as `reachable_levels`.
+    """
+    if not _cost_limits(target):
+        return None
+    # The target's own costs have the last word: a population may differ from them in the last digit.
+    excess = _excess(space, target, base, _one_by_one(space, target))
+    values = excess(np.array(starts))
+    if values.min() == 0:
+        return None
+    reach = _reach(space, target, base)
+    if reach is None:
+        levels = descend(
+            space, starts[int(values.argmin())], _excess(space, target, base, population_of(space, target))
+        )
+        if excess(np.array([levels]))[0] > 0:
+            raise InfeasibleError(_message(target, _by_descent(space, target, base, (*starts, levels))))
+        return levels
+    reached = reach.within(_cost_limits(target))
+    if reached is None:
+        raise InfeasibleError(_message(target, _by_reach(space, target, base, reach, of_several)))
+    return reached
 
 
 def descend(space: SearchSpace, start: Levels, losses: Losses) -> Levels:
@@ -105,19 +121,19 @@ def descend(space: SearchSpace, start: Levels, losses: Losses) -> Levels:
     return tuple(levels.tolist())
 
 
-def population_of(problem: Problem, target: Target) -> Population:
+def population_of(space: SearchSpace, target: Target) -> Population:
     """What prices many requests on the target, in whatever way it can."""
-    return _one_by_one(problem, target) if target.population is None else target.population
+    return _one_by_one(space, target) if target.population is None else target.population
 
 
-def _one_by_one(problem: Problem, target: Target) -> Population:
+def _one_by_one(space: SearchSpace, target: Target) -> Population:
     """The target's own costs as a population."""
 
     def price(levels: NDArray[np.uint8]) -> dict[str, Floats]:
         costs = []
         for row in levels.tolist():
             bits = (BIT_WIDTHS[place] for place in row)
-            request = Assignment.of(dict(zip(problem.space.layers, bits, strict=True)))
+            request = Assignment.of(dict(zip(space.layers, bits, strict=True)))
             costs.append(target.costs(target.legalize(request)[0]))
         names = dict.fromkeys(name for row in costs for name in row)
         return {name: np.array([row.get(name, np.nan) for row in costs], dtype=np.float64) for name in names}
@@ -135,14 +151,14 @@ def _costs(price: Population, levels: NDArray[np.uint8], base: Mapping[str, floa
     return {**costs, "latency_rise_ms": costs["latency_ms"] - base["latency_ms"]}
 
 
-def _excess(problem: Problem, target: Target, base: Mapping[str, float], price: Population) -> Losses:
+def _excess(space: SearchSpace, target: Target, base: Mapping[str, float], price: Population) -> Losses:
     """The sum of relative excesses over the target's limits on cost; 0 when all hold."""
     limits = _cost_limits(target)
     # A latency rise may be negative or limited to 0, hence the scale by the baseline there.
     scale = {"max_latency_rise_ms": base["latency_ms"]}
 
     def losses(points: NDArray[np.intp]) -> Floats:
-        costs = _costs(price, problem.space.layer_levels(points), base)
+        costs = _costs(price, space.layer_levels(points), base)
         total = np.zeros(len(points))
         for limit, bound in limits.items():
             values = costs.get(LIMIT_OF[limit])
@@ -159,36 +175,37 @@ def _excess(problem: Problem, target: Target, base: Mapping[str, float], price: 
     return losses
 
 
-def _reach(problem: Problem, target: Target, base: Mapping[str, float]) -> Reach | None:
-    price = _one_by_one(problem, target)
+def _reach(space: SearchSpace, target: Target, base: Mapping[str, float]) -> Reach | None:
+    price = _one_by_one(space, target)
 
     def own(limit: str, levels: Levels) -> float:
-        return float(_costs(price, problem.space.layer_levels([levels]), base)[LIMIT_OF[limit]][0])
+        return float(_costs(price, space.layer_levels([levels]), base)[LIMIT_OF[limit]][0])
 
-    return reach_of(target, problem.space, own, base["latency_ms"])
+    return reach_of(target, space, own, base["latency_ms"])
 
 
 def _message(target: Target, parts: list[str]) -> str:
     return f"limits cannot be met on {target.name}: {'; '.join(parts)}"
 
 
-def _by_reach(problem: Problem, target: Target, base: Mapping[str, float], reach: Reach) -> list[str]:
+def _by_reach(
+    space: SearchSpace, target: Target, base: Mapping[str, float], reach: Reach, of_several: str | None
+) -> list[str]:
     """Each limit with the smallest value that can be reached alone, what blocks more, and what to relax."""
     limits, parts = _cost_limits(target), []
     for limit, bound in limits.items():
         levels = reach.smallest(limit)
-        parts.extend(_alone(problem, target, base, levels, (limit, bound, reach.own(limit, levels)), "reachable"))
+        parts.extend(_alone(space, target, base, levels, (limit, bound, reach.own(limit, levels)), "reachable"))
     if len(limits) > 1:
         parts.append("no assignment meets all of them at once")
-    of_several = target.name if len(problem.targets) > 1 else None
     ways = [[relaxed(limit, least, of_several) for limit, least in way.items()] for way in reach.relaxations(limits)]
     # Where a limit is missed by less than the rounding of sums, no value of it is named.
     return [*parts, f"relax {', or '.join(map(' and '.join, ways))}"] if all(ways) else parts
 
 
-def _by_descent(problem: Problem, target: Target, base: Mapping[str, float], starts: tuple[Levels, ...]) -> list[str]:
+def _by_descent(space: SearchSpace, target: Target, base: Mapping[str, float], starts: tuple[Levels, ...]) -> list[str]:
     """The same as far as descent leads, and without a way out."""
-    space, price, parts = problem.space, population_of(problem, target), []
+    price, parts = population_of(space, target), []
     for limit, bound in _cost_limits(target).items():
         figure = LIMIT_OF[limit]
         # A latency rise may be negative, where `descend` would stop: shifted by the baseline it is a latency.
@@ -200,14 +217,14 @@ def _by_descent(problem: Problem, target: Target, base: Mapping[str, float], sta
         smallest = descend(space, starts[int(losses(np.array(starts)).argmin())], losses)
         value = float(losses(np.array([smallest]), shift=0.0)[0])
         word = "reachable" if figure == "size_bytes" else "found"
-        parts.extend(_alone(problem, target, base, smallest, (limit, bound, value), word))
+        parts.extend(_alone(space, target, base, smallest, (limit, bound, value), word))
     if len(_cost_limits(target)) > 1:
         parts.append("no assignment was found that meets all of them at once")
     return parts
 
 
 def _alone(
-    problem: Problem, target: Target, base: Mapping[str, float], levels: Levels,
+    space: SearchSpace, target: Target, base: Mapping[str, float], levels: Levels,
     met: tuple[str, float, float], word: str,
 ) -> list[str]:  # fmt: skip
     """The smallest value of one limit's figure, which `levels` have, and what blocks more.
@@ -218,18 +235,17 @@ def _alone(
     figure = LIMIT_OF[limit]
     name = called(figure)
     line = f"{name} limit {shown(figure, bound)}: smallest {word} {name} is {shown(figure, value)}"
-    return [line, *(_blockers(problem, target, base, levels, figure) if value > bound else ())]
+    return [line, *(_blockers(space, target, base, levels, figure) if value > bound else ())]
 
 
-def _blockers(problem: Problem, target: Target, base: Mapping[str, float], levels: Levels, figure: str) -> list[str]:
+def _blockers(space: SearchSpace, target: Target, base: Mapping[str, float], levels: Levels, figure: str) -> list[str]:
     """What pins and rules cost in this figure, and where the target falls back to something wider."""
-    space = problem.space
     freed = [(group, bits) for group in space.groups for bits in BIT_WIDTHS if bits not in group.bits]
     requests = np.repeat(space.layer_levels([levels]), 1 + len(freed), axis=0)
     column = {layer: i for i, layer in enumerate(space.layers)}
     for request, (group, bits) in zip(requests[1:], freed, strict=True):
         request[[column[layer] for layer in group.layers]] = BIT_WIDTHS.index(bits)
-    values = _costs(population_of(problem, target), requests, base)[figure]
+    values = _costs(population_of(space, target), requests, base)[figure]
     saved: dict[Group, tuple[float, int]] = {}
     for (group, bits), gain in zip(freed, (values[0] - values[1:]).tolist(), strict=True):
         if gain > saved.get(group, (0.0, 0))[0]:

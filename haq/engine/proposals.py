@@ -20,7 +20,7 @@ LISTED = 4096
 
 @dataclass(frozen=True)
 class Proposal:
-    """Levels to evaluate next and where they come from: `seed:...` or a sampler's name."""
+    """Levels to evaluate next and where they come from, as `Candidate.origin` says it."""
 
     origin: str
     levels: Levels

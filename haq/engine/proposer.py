@@ -15,7 +15,7 @@ from haq.engine.proposals import Levels, Proposal, replace_repeat
 from haq.engine.samplers import GUIDED, trial_seed
 from haq.engine.seeds import Seed
 from haq.engine.study import Lesson, TargetStudy
-from haq.surrogate import Observations, observed
+from haq.surrogate import observed
 
 FILLS_EVERY = 8
 """One of so many candidates comes from an Optuna sampler also while the guide expects gains: it may err."""
@@ -49,20 +49,13 @@ class Proposer:
 
         needed: how many measurements levels need, 0 for those that execute like an earlier candidate on every target.
         """
-        asker = self._asker(number)
         while self._seeds:
             seed = self._seeds.popleft()
             if needed(seed.levels):
-                if self._guide is not None:
-                    asker.enqueue(seed.levels)
                 return Proposal(seed.origin, seed.levels)
-        if self._guide is not None and number % FILLS_EVERY != FILLS_EVERY - 1:
-            seen = {name: self._observations(name) for name in self._seen}
-            feasible = {name: np.array([f for _, _, f in rows], dtype=bool) for name, rows in self._seen.items()}
-            if (levels := self._guide.propose(number, seen, feasible, needed)) is not None:
-                asker.enqueue(levels)
-                return Proposal(SURROGATE, levels)
-        asked = asker.ask(number)
+        if (levels := self._guided(number, needed)) is not None:
+            return Proposal(SURROGATE, levels)
+        asked = self._asker(number).ask(number)
         space, seed_number = self._problem.space, trial_seed(self._options.seed + 1, number)
         found = replace_repeat(space, asked, lambda levels: needed(levels) > 0, seed_number)
         self.repeats += found not in (None, asked)
@@ -86,13 +79,19 @@ class Proposer:
             if result.measurement is not None:
                 self._seen[target.name].append((levels, result.measurement, result.is_feasible))
 
-    def _observations(self, target: str) -> Observations:
-        assert self._guide is not None
-        rows = self._seen[target]
-        return observed(
-            [r[0] for r in rows], [r[1] for r in rows], self._guide.measure, len(self._problem.space.groups)
-        )
+    def _guided(self, number: int, needed: Callable[[Levels], int]) -> Levels | None:
+        """What the guide proposes; None where there is none, it expects nothing, or it is the filler's turn."""
+        guide, groups = self._guide, len(self._problem.space.groups)
+        if guide is None or number % FILLS_EVERY == FILLS_EVERY - 1:
+            return None
+        seen = {
+            name: observed([row[0] for row in rows], [row[1] for row in rows], guide.measure, groups)
+            for name, rows in self._seen.items()
+        }
+        feasible = {name: np.array([row[2] for row in rows], dtype=bool) for name, rows in self._seen.items()}
+        return guide.propose(number, seen, feasible, needed)
 
     def _asker(self, number: int) -> TargetStudy:
-        """The targets' studies are asked in turn."""
-        return self._studies[number % len(self._studies)]
+        """The targets' studies are asked in turn; where a guide leaves every eighth number, by eights."""
+        turn = number if self._guide is None else number // FILLS_EVERY
+        return self._studies[turn % len(self._studies)]

@@ -19,7 +19,7 @@ PATH_STEPS = 8
 
 @dataclass(frozen=True)
 class Seed:
-    """Levels that are asked whatever the sampler; origin: `seed:...`."""
+    """Levels that are asked whatever the sampler; origin: `seed:...`, or `predicted`."""
 
     origin: str
     levels: tuple[int, ...]

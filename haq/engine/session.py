@@ -6,11 +6,14 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from haq.accuracy import Failure, Measurement, Reading, Scores, judged
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import LIMIT_OF, ON_MEASUREMENTS, called
 from haq.engine.convergence import PATIENCE, has_converged
+from haq.engine.lessons import lesson
+from haq.engine.pace import Left, left_s
 from haq.engine.problem import Problem, SearchOptions, Target, figures, price, reference_point, sentences, unquantized
 from haq.engine.proposals import Levels, Proposal
 from haq.engine.proposer import Proposer
@@ -25,9 +28,6 @@ from haq.quality import MainMetric, QualityReport, main_metric
 from haq.racing import Watch
 from haq.rundir import OpenRun
 
-ONE_POINT = {"max_drop_points": 1.0, "max_class_drop_points": 1.0, "max_kl_nats": 0.01, "max_disagreement": 0.01}
-"""The excess of a limit on measurements counts per point or hundredth, that of others as a fraction of the limit."""
-
 Costs = Mapping[str, Mapping[str, float]]
 """Target -> figures."""
 
@@ -35,8 +35,7 @@ Costs = Mapping[str, Mapping[str, float]]
 class Session:
     """What a search knows. It changes with every candidate; all of it can be rebuilt from the history.
 
-    measured: executed signature -> measurement. failed: the same for measurements without a result. done: candidates
-    for which something new was measured, with a result or without.
+    measured: executed signature -> measurement. failed: the same for measurements without a result.
     """
 
     def __init__(
@@ -45,7 +44,9 @@ class Session:
         """Measure FP32 unless the history has it, and learn what the history holds. base: costs of FP32."""
         history = opened.run.history
         self.problem, self.options, self._writer, self._base = problem, options, opened.writer, base
-        self.seconds, self.sensitivity_forwards = history.seconds, history.sensitivity_forwards
+        self.sensitivity_forwards = history.sensitivity_forwards
+        self._durations_s = {kind: list(found) for kind, found in history.durations_s.items()}
+        self._fp32_s = sum(self._durations_s.get("baseline", ())) / len(problem.splits)
         self.baseline = history.baseline if history.baseline is not None else self._measure_baseline()
         self._check_limits_are_known()
         self._seeds = tuple(seeds)
@@ -55,7 +56,7 @@ class Session:
         self.measured: dict[str, Measurement] = {self.baseline.signature: self.baseline.measurements[SEARCH]}
         self.candidates: list[Candidate] = []
         self.lessons: dict[str, list[Lesson]] = {target.name: [] for target in problem.targets}
-        self.done = 0
+        self._measuring: list[int] = []
         self._seen: set[tuple[str, ...]] = set()
         self.proposer = Proposer(problem, options, self._seeds)
         for candidate in history.candidates:
@@ -66,9 +67,14 @@ class Session:
     def history(self) -> History:
         """As `read_history` would find it now."""
         return History(
-            self.baseline, tuple(self.candidates), self.validations, self.seconds, self.unvalidable,
+            self.baseline, tuple(self.candidates), self.validations, self._durations_s, self.unvalidable,
             self.sensitivity_forwards,
         )  # fmt: skip
+
+    @property
+    def done(self) -> int:
+        """Candidates for which something new was measured, with a result or without."""
+        return len(self._measuring)
 
     @property
     def metric(self) -> MainMetric:
@@ -89,22 +95,22 @@ class Session:
         """
         requested = self.problem.space.assignment(proposal.levels)
         priced = [price(t, requested, self._base[t.name]) for t in self.problem.targets]
-        started = time.perf_counter()
+        spent_s = 0.0
         fresh: dict[str, Measurement | Failure] = {**self.failed, **self.measured}
         bars = bars_of(self.problem.targets, priced, self.candidates)
         for result in priced:
             signature = result.executed.signature
             if result.is_feasible and bars.are_open(signature, fresh.get(signature)):
                 stop = bars.watch(signature, self.baseline.scores[SEARCH], self.problem.direction)
+                started = time.perf_counter()
                 fresh[signature] = self.measure(result.executed, SEARCH, stop)
-        spent = time.perf_counter() - started
+                spent_s += time.perf_counter() - started
         results = tuple(
             self._judge(target, result, fresh.get(result.executed.signature), bars)
             for target, result in zip(self.problem.targets, priced, strict=True)
         )
         candidate = Candidate(len(self.candidates), proposal.origin, requested, results)
-        self._writer.append("candidate", candidate.to_json(), measure_s=spent)
-        self.seconds += spent
+        self._record("candidate", candidate.to_json(), spent_s)
         self._take(candidate)
         return candidate
 
@@ -112,11 +118,10 @@ class Session:
         """Measure executed formats on the validation split, once; returns why that gave no result, if it did not."""
         started = time.perf_counter()
         found = self.measure(executed, VALIDATION)
-        spent = time.perf_counter() - started
+        spent_s = time.perf_counter() - started
         failure = found if isinstance(found, Failure) else None
         result = {"failure": asdict(failure)} if failure else {"measurement": found.to_json()}  # type: ignore[union-attr]
-        self._writer.append("validation", {"signature": executed.signature, **result}, measure_s=spent)
-        self.seconds += spent
+        self._record("validation", {"signature": executed.signature, **result}, spent_s)
         if isinstance(found, Failure):
             self.unvalidable[executed.signature] = found
         else:
@@ -151,15 +156,10 @@ class Session:
         }
 
     def left_s(self) -> float:
-        """Estimated seconds to the end: the candidates' measurements and the front's validation.
-
-        Measurements per candidate as so far, or as the seeds need; a validation counts like any other measurement.
-        """
-        searched = len(self.measured) + len(self.failed) - 1
-        known = searched + len(self.baseline.measurements) + len(self.validations) + len(self.unvalidable)
-        each = self.seconds / known
-        per_candidate = searched / self.done if self.done else self._signatures_per_seed()
-        return each * (per_candidate * max(0, self.options.trials - self.done) + len(self.unvalidated()))
+        """Estimated seconds to the end: the candidates' measurements and the front's validation."""
+        candidates = max(0, self.options.trials - self.done)
+        left = Left(candidates, len(self.unvalidated()), self._signatures_per_seed())
+        return left_s(left, self._fp32_s, self._durations_s)
 
     def best(self) -> dict[str, Point]:
         """Target -> its smallest feasible point, within 1 point of FP32 where no largest drop is set."""
@@ -176,22 +176,28 @@ class Session:
         """Whether the latest measurements brought no target's hypervolume a gain beyond the noise."""
         if self.done <= PATIENCE:
             return False
-        targets, recent = self.problem.targets, len(self.candidates) - PATIENCE
+        targets, recent = self.problem.targets, self._measuring[-PATIENCE]
         points = [[p for p in measured_points(self.candidates, t.name) if p.result.is_feasible] for t in targets]
         counts = [sum(p.candidate.number < recent for p in found) for found in points]
         return has_converged(points, counts, [reference_point(t, self._base[t.name]) for t in targets])
 
     def count_sensitivities(self, sample_forwards: float, spent_s: float) -> None:
         """Put what measuring sensitivities cost on record."""
-        self._writer.append("sensitivity", {"sample_forwards": sample_forwards}, measure_s=spent_s)
-        self.seconds += spent_s
+        self._record("sensitivity", {"sample_forwards": sample_forwards}, spent_s)
         self.sensitivity_forwards = sample_forwards
+
+    def _record(self, kind: str, record: Mapping[str, Any], spent_s: float) -> None:
+        """Write what was measured to the history, and remember how long it took."""
+        self._writer.append(kind, record, measure_s=spent_s)
+        self._durations_s.setdefault(kind, []).append(spent_s)
 
     def _measure_baseline(self) -> Baseline:
         executed = unquantized(self.problem.workload)
-        started = time.perf_counter()
-        readings = {split: self.problem.reading(executed, split) for split in self.problem.splits}
-        spent = time.perf_counter() - started
+        readings, spent_s = {}, {}
+        for split in self.problem.splits:
+            started = time.perf_counter()
+            readings[split] = self.problem.reading(executed, split)
+            spent_s[split] = time.perf_counter() - started
         scores, measurements = {}, {}
         for split, reading in readings.items():
             if isinstance(reading, Failure):
@@ -202,8 +208,10 @@ class Session:
             scores[split] = reading.scores
             measurements[split] = self._measurement(reading.scores, reading, split, None)
         baseline = Baseline(executed.signature, scores, measurements, self._base)
-        self._writer.append("baseline", baseline.to_json(), measure_s=spent)
-        self.seconds += spent
+        # The first split's time holds what is done once, such as calibration; the quickest is nearest to the rest.
+        quickest_s = min(spent_s[split] / measurement.samples for split, measurement in measurements.items())
+        self._fp32_s = quickest_s * measurements[SEARCH].samples
+        self._record("baseline", baseline.to_json(), sum(spent_s.values()))
         return baseline
 
     def _measurement(
@@ -242,42 +250,19 @@ class Session:
         """Count a recorded candidate and let every target's study learn from it."""
         new = {r.executed.signature: r.measurement for r in candidate.results if r.measurement is not None}
         failed = {r.executed.signature: r.failure for r in candidate.results if r.failure is not None}
-        self.done += bool((new.keys() | failed.keys()) - self.measured.keys() - self.failed.keys())
+        if (new.keys() | failed.keys()) - self.measured.keys() - self.failed.keys():
+            self._measuring.append(candidate.number)
         self.measured |= new
         self.failed |= failed
         self._seen.add(tuple(r.executed.signature for r in candidate.results))
         self.candidates.append(candidate)
-        lessons = {target.name: self._lesson(target, candidate) for target in self.problem.targets}
-        for name, lesson in lessons.items():
-            self.lessons[name].append(lesson)
+        lessons = {
+            target.name: lesson(self.problem, target, self._base[target.name], candidate, self.lessons[target.name])
+            for target in self.problem.targets
+        }
+        for name, learned in lessons.items():
+            self.lessons[name].append(learned)
         self.proposer.learn(candidate, self.problem.space.levels(candidate.requested), lessons)
-
-    def _lesson(self, target: Target, candidate: Candidate) -> Lesson:
-        """Values and relative excesses; an unmeasured drop is infeasible anyway and stands in the middle of the known.
-
-        Optuna needs three numbers and ranks infeasible trials by their excess; only GP looks at the stand-in. GP also
-        wants the same constraints of every trial.
-        """
-        result = candidate.on(target.name)
-        if result.measurement is None:
-            earlier = [lesson.values[2] for lesson in self.lessons[target.name]]
-            drop = statistics.median(earlier) if earlier else 0.0
-        else:
-            drop = result.measurement.drop_points
-        known = figures(result.costs, self._base[target.name])
-        measured = {} if result.measurement is None else result.measurement.figures()
-        constraints = {"failure": float(result.failure is not None)} if self.problem.may_fail else {}
-        for limit, bound in target.constraints.set_limits().items():
-            if limit in ON_MEASUREMENTS:
-                # Unknown where outputs are not finite: as far off as one point, so that the candidate is infeasible.
-                value = measured.get(LIMIT_OF[limit], bound + ONE_POINT[limit])
-                constraints[limit] = 0.0 if result.measurement is None else (value - bound) / ONE_POINT[limit]
-            elif limit == "max_latency_rise_ms":
-                constraints[limit] = (known["latency_rise_ms"] - bound) / self._base[target.name]["latency_ms"]
-            else:
-                constraints[limit] = (known[LIMIT_OF[limit]] - bound) / bound
-        levels = self.problem.space.levels(candidate.requested)
-        return Lesson(levels, (known["size_bytes"], known["latency_ms"], drop), constraints)
 
     def _needed(self, levels: Levels) -> int:
         """How many measurements the levels need; 0 when they execute like an earlier candidate on every target."""

@@ -80,12 +80,6 @@ class TargetStudy:
         self._pending = (trial, levels)
         return levels
 
-    def enqueue(self, levels: tuple[int, ...]) -> None:
-        """Make Optuna's next trial, which the next lesson is told to, one that is decided already."""
-        self._study.enqueue_trial(parameters(self._space, levels))
-        self._study.sampler = SAMPLERS["random"](0, 0)
-        self._pending = (self._study.ask(self._distributions), levels)
-
     def replay(self, number: int) -> None:
         """On resume, ask as then, where the sampler keeps state in the study."""
         if self._sampler in REPLAYED:

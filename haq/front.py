@@ -50,6 +50,31 @@ def front(candidates: Sequence[Candidate], target: str) -> tuple[Point, ...]:
     return tuple(sorted((p for p, kept in zip(points, keep, strict=True) if kept), key=lambda p: p.losses))
 
 
+class GrowingFront:
+    """One target's front while candidates come in, in a time that does not depend on their number.
+
+    points: at any time what `front` finds among those added. It changes with every one.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.points: tuple[Point, ...] = ()
+
+    def add(self, candidate: Candidate) -> None:
+        """Take the next candidate."""
+        point = Point(candidate, candidate.on(self._target))
+        if not (point.result.is_feasible and point.result.is_measured_in_full):
+            return
+        if any(_is_no_worse(known, point) for known in self.points):
+            return
+        left = [known for known in self.points if not _is_no_worse(point, known)]
+        self.points = tuple(sorted([*left, point], key=lambda p: p.losses))
+
+
+def _is_no_worse(one: Point, other: Point) -> bool:
+    return all(a <= b for a, b in zip(one.losses, other.losses, strict=True))
+
+
 def joint_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The candidates, feasible on every target, that no other beats on all targets at once.
 

@@ -101,6 +101,14 @@ class Precision:
         return self.weight.is_integer and not self.activation.is_integer
 
     def __str__(self) -> str:
+        return self._text
+
+    def __hash__(self) -> int:
+        # Precisions are looked up for every layer of every candidate; the fields' hashes are not kept, a text's is.
+        return hash(self._text)
+
+    @cached_property
+    def _text(self) -> str:
         return f"{self.weight}/{self.activation}"
 
 

@@ -1,12 +1,14 @@
 """Fronts and picks on points that can be compared by eye."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from haq.accuracy import Measurement
 from haq.candidate import Candidate, TargetResult
 from haq.constraints import Constraints
 from haq.errors import InfeasibleError, InputError
-from haq.front import front, joint_front, measured_points, pick
+from haq.front import GrowingFront, front, joint_front, measured_points, pick
 from haq.precision import Assignment
 
 
@@ -37,6 +39,20 @@ def numbers(points):
 
 def test_the_front_holds_feasible_measured_points_that_none_beats_smallest_first():
     assert numbers(front(POINTS, "t0")) == [3, 1, 0]
+
+
+CORNERS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.none() | st.integers(0, 3)) | st.tuples(
+    st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.just("too large")
+)
+
+
+@given(st.lists(CORNERS, max_size=12))
+def test_a_growing_front_is_always_the_front_of_what_it_has_seen(rows):
+    seen, growing = [], GrowingFront("t0")
+    for number, row in enumerate(rows):
+        seen.append(candidate(number, row))
+        growing.add(seen[-1])
+        assert growing.points == front(seen, "t0")
 
 
 def test_measured_points_keep_the_infeasible_ones_for_the_picture():

@@ -69,12 +69,26 @@ def test_a_damaged_line_is_refused_with_its_number(tmp_path):
         read_history(path)
 
 
-def test_a_record_is_on_disk_when_append_returns(tmp_path):
+def test_a_record_is_in_the_file_when_append_returns(tmp_path):
     path = tmp_path / "history.jsonl"
     writer = HistoryWriter(path)
     writer.append("candidate", candidate().to_json())
     assert json.loads(path.read_text())["number"] == 0
     writer.close()
+
+
+def test_what_a_power_failure_can_take_was_written_within_a_second(tmp_path, monkeypatch):
+    """The clock goes 0.4 s per record: after the first on the disk every third one goes there, with those before."""
+    synced = []
+    path = tmp_path / "history.jsonl"
+    monkeypatch.setattr("haq.history.os.fsync", lambda handle: synced.append(len(path.read_bytes().splitlines())))
+    monkeypatch.setattr("haq.history.time.monotonic", lambda: 0.4 * len(path.read_bytes().splitlines()))
+    writer = HistoryWriter(path)
+    for number in range(8):
+        writer.append("candidate", candidate(number).to_json())
+    assert synced == [1, 4, 7]
+    writer.close()
+    assert synced[-1] == 8
 
 
 def test_one_measurement_per_set_of_executed_formats_is_counted_with_its_samples(tmp_path):

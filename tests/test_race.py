@@ -14,7 +14,7 @@ from haq.candidate import Candidate, TargetResult
 from haq.constraints import Constraints
 from haq.engine.loop import run_search
 from haq.engine.problem import SearchOptions
-from haq.engine.race import Bar, bar, bars_of
+from haq.engine.race import Bar, Rivals, bars_of
 from haq.front import front, joint_front
 from haq.history import summarize
 from haq.precision import Assignment
@@ -36,6 +36,13 @@ def untimed(path):
 
 def results(run):
     return [r for c in run.history.candidates for r in c.results]
+
+
+def bar(asked, priced, earlier):
+    rivals = Rivals(asked)
+    for candidate in earlier:
+        rivals.add(candidate)
+    return rivals.bar(priced)
 
 
 def losses(run, name="plain"):
@@ -142,8 +149,8 @@ def test_what_one_target_stopped_is_measured_again_where_another_could_use_it(tm
     for number, candidate in enumerate(run.history.candidates):
         for r in candidate.results:
             if r.measurement is not None and r.measurement.is_partial:
-                limit = bar(targets[[t.name for t in targets].index(r.target)], replace(r, violations=()),
-                            run.history.candidates[:number])  # fmt: skip
+                asked = targets[[t.name for t in targets].index(r.target)]
+                limit = bar(asked, replace(r, violations=()), run.history.candidates[:number])
                 assert limit is not None
                 assert limit.rules_out(r.measurement.drop_interval.low)
     forwards = sum(n for _, n in {(r.executed.signature, r.measurement.samples) for r in results(run) if r.measurement})
@@ -185,6 +192,15 @@ def test_the_bar_is_the_lowest_of_the_limit_and_of_what_beats_the_costs():
     assert bar_for(10, 10, (alike, smaller)) == Bar(1.5, 0, is_met_by_equal=False)
 
 
+def test_of_equal_bars_the_earliest_is_named_and_the_limit_before_all():
+    many = [candidate(i, 100 - i, 5, 2.0 + (i % 7 == 0)) for i in range(80)]  # sizes 100 to 21, candidate 0 drops 3
+    assert bar_for(100, 5, many) == Bar(2.0, 1, is_met_by_equal=False)
+    assert bar_for(21, 5, many) == Bar(2.0, 79)
+    assert bar_for(21, 5, many, limit=2) == Bar(2)
+    assert bar_for(100, 5, many, limit=2) == Bar(2.0, 1, is_met_by_equal=False)
+    assert bar_for(20, 5, many) is None
+
+
 def test_stopped_and_infeasible_candidates_set_no_bar():
     assert bar_for(10, 10, (candidate(0, 1, 1, 0.0, of_samples=400),)) is None
     assert bar_for(10, 10, (candidate(0, 1, 1, 0.0, violations=("too large",)),)) is None
@@ -213,9 +229,10 @@ def test_what_a_bar_rules_out_is_never_on_the_front(triples):
 def test_a_signature_that_several_targets_share_is_watched_only_where_every_one_has_a_bar():
     targets = (target(workload(), Constraints(max_drop_points=1)), target(workload(), name="other"))
     costs = {"size_bytes": 1.0, "latency_ms": 1.0}
+    rivals = [Rivals(t) for t in targets]
     priced = [TargetResult(t.name, ONE, (), costs) for t in targets]
     scores = np.ones(400)
-    assert bars_of(targets, priced, ()).watch(ONE.signature, scores, "maximize") is None
+    assert bars_of(rivals, priced).watch(ONE.signature, scores, "maximize") is None
     over_size = [priced[0], replace(priced[1], violations=("size",))]
-    assert bars_of(targets, over_size, ()).watch(ONE.signature, scores, "maximize") is not None
-    assert bars_of(targets, over_size, ()).watch(ONE.signature, 0.9, "maximize") is None
+    assert bars_of(rivals, over_size).watch(ONE.signature, scores, "maximize") is not None
+    assert bars_of(rivals, over_size).watch(ONE.signature, 0.9, "maximize") is None

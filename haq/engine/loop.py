@@ -55,6 +55,8 @@ def run_search(problem: Problem, options: SearchOptions, out: Path, progress: Pr
             for target, lessons in session.lessons.items():
                 mirror.open(target, tuple(zip(session.candidates, lessons, strict=True)))
             reason = _search(session, mirror, progress)
+            if trouble := mirror.flush():
+                progress(Notice(trouble))
             _validate_fronts(session, progress)
         finally:
             write_outputs(replace(opened.run, history=session.history))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from haq.accuracy import Failure, Measurement, Scores
 from haq.candidate import Candidate, TargetResult
 from haq.engine.problem import Target
@@ -32,23 +34,47 @@ class Bar:
         return low_points > self.points + slack
 
 
-def bar(target: Target, priced: TargetResult, earlier: Sequence[Candidate]) -> Bar | None:
-    """The lowest bar for a priced candidate on the target; None where any drop could be of use.
+class Rivals:
+    """What candidates have to beat on one target; it grows with every candidate."""
 
-    It is the largest allowed drop, or that of an earlier candidate that is feasible, measured in full, no larger and no
-    slower: whoever drops more is on no front. The bar of a known execution never rises, as candidates only come in.
-    """
-    limit = target.constraints.max_drop_points
-    bars = [] if limit is None else [Bar(limit)]
-    size, latency = priced.costs["size_bytes"], priced.costs["latency_ms"]
-    for candidate in earlier:
-        other = candidate.on(target.name)
-        cost = other.costs["size_bytes"], other.costs["latency_ms"]
-        if cost[0] > size or cost[1] > latency or not other.is_feasible:
-            continue
-        if other.measurement is not None and not other.measurement.is_partial:
-            bars.append(Bar(other.measurement.drop_points, candidate.number, cost == (size, latency)))
-    return min(bars, key=lambda b: (b.points, b.is_met_by_equal), default=None)
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._numbers: list[int] = []
+        self._figures = np.empty((64, 3))
+
+    def add(self, candidate: Candidate) -> None:
+        """Count it, if it is feasible and measured in full."""
+        result = candidate.on(self._target.name)
+        if not result.is_feasible or result.measurement is None or result.measurement.is_partial:
+            return
+        count = len(self._numbers)
+        if count == len(self._figures):
+            self._figures = np.concatenate([self._figures, np.empty_like(self._figures)])
+        costs = result.costs["size_bytes"], result.costs["latency_ms"]
+        self._figures[count] = (*costs, result.measurement.drop_points)
+        self._numbers.append(candidate.number)
+
+    def bar(self, priced: TargetResult) -> Bar | None:
+        """The lowest bar for a priced candidate; None where any drop could be of use.
+
+        It is the largest allowed drop, or that of an earlier candidate that is no larger and no slower: whoever drops
+        more is on no front. The bar of a known execution never rises, as candidates only come in.
+        """
+        limit = self._target.constraints.max_drop_points
+        allowed = None if limit is None else Bar(limit)
+        figures = self._figures[: len(self._numbers)]
+        costs = np.array([priced.costs["size_bytes"], priced.costs["latency_ms"]])
+        rivals = np.flatnonzero((figures[:, :2] <= costs).all(axis=1))
+        if not len(rivals):
+            return allowed
+        drops = figures[rivals, 2]
+        lowest = rivals[drops == drops.min()]
+        alike = (figures[lowest, :2] == costs).all(axis=1)
+        # The earliest of those whose equal is of no use, else the earliest.
+        first = int(alike.argmin())
+        found = Bar(float(drops.min()), self._numbers[lowest[first]], bool(alike[first]))
+        is_lower = allowed is None or (found.points, found.is_met_by_equal) < (allowed.points, True)
+        return found if is_lower else allowed
 
 
 @dataclass(frozen=True)
@@ -99,9 +125,9 @@ class Bars:
         return replace(priced, measurement=measurement, violations=(sentence,))
 
 
-def bars_of(targets: Sequence[Target], priced: Sequence[TargetResult], earlier: Sequence[Candidate]) -> Bars:
+def bars_of(rivals: Sequence[Rivals], priced: Sequence[TargetResult]) -> Bars:
     """The bars of a candidate that is priced on every target."""
-    by_target = {t.name: bar(t, result, earlier) for t, result in zip(targets, priced, strict=True)}
+    by_target = {result.target: known.bar(result) for known, result in zip(rivals, priced, strict=True)}
     by_signature: dict[str, tuple[Bar | None, ...]] = {}
     for result in priced:
         if result.is_feasible:

@@ -17,11 +17,11 @@ from haq.engine.pace import Left, left_s
 from haq.engine.problem import Problem, SearchOptions, Target, figures, price, reference_point, sentences, unquantized
 from haq.engine.proposals import Levels, Proposal
 from haq.engine.proposer import Proposer
-from haq.engine.race import Bars, bars_of
+from haq.engine.race import Bars, Rivals, bars_of
 from haq.engine.seeds import Seed
 from haq.engine.study import Lesson
 from haq.errors import InputError
-from haq.front import Point, front, measured_points
+from haq.front import GrowingFront, Point, measured_points
 from haq.history import SEARCH, VALIDATION, Baseline, History
 from haq.precision import Assignment
 from haq.quality import MainMetric, QualityReport, main_metric
@@ -58,6 +58,8 @@ class Session:
         self.lessons: dict[str, list[Lesson]] = {target.name: [] for target in problem.targets}
         self._measuring: list[int] = []
         self._seen: set[tuple[str, ...]] = set()
+        self._fronts = {target.name: GrowingFront(target.name) for target in problem.targets}
+        self._rivals = tuple(Rivals(target) for target in problem.targets)
         self.proposer = Proposer(problem, options, self._seeds)
         for candidate in history.candidates:
             self.proposer.replay(candidate)
@@ -97,7 +99,7 @@ class Session:
         priced = [price(t, requested, self._base[t.name]) for t in self.problem.targets]
         spent_s = 0.0
         fresh: dict[str, Measurement | Failure] = {**self.failed, **self.measured}
-        bars = bars_of(self.problem.targets, priced, self.candidates)
+        bars = bars_of(self._rivals, priced)
         for result in priced:
             signature = result.executed.signature
             if result.is_feasible and bars.are_open(signature, fresh.get(signature)):
@@ -145,8 +147,8 @@ class Session:
             return {}
         members = {
             point.result.executed.signature: point.result.executed
-            for target in self.problem.targets
-            for point in front(self.candidates, target.name)
+            for known in self._fronts.values()
+            for point in known.points
         }
         history = self.history
         return {
@@ -167,9 +169,9 @@ class Session:
         for target in self.problem.targets:
             limit = target.constraints.max_drop_points
             bound = 1.0 if limit is None else limit
-            points = [p for p in front(self.candidates, target.name) if p.losses[2] <= bound]
-            if points:
-                found[target.name] = points[0]
+            points = self._fronts[target.name].points
+            if (first := next((point for point in points if point.losses[2] <= bound), None)) is not None:
+                found[target.name] = first
         return found
 
     def has_converged(self) -> bool:
@@ -256,6 +258,9 @@ class Session:
         self.failed |= failed
         self._seen.add(tuple(r.executed.signature for r in candidate.results))
         self.candidates.append(candidate)
+        for known, rivals in zip(self._fronts.values(), self._rivals, strict=True):
+            known.add(candidate)
+            rivals.add(candidate)
         lessons = {
             target.name: lesson(self.problem, target, self._base[target.name], candidate, self.lessons[target.name])
             for target in self.problem.targets

@@ -44,17 +44,18 @@ def parameters(space: SearchSpace, levels: tuple[int, ...]) -> dict[str, int]:
 
 def finished_trial(
     space: SearchSpace,
+    known: Mapping[str, BaseDistribution],
     lesson: Lesson,
     *,
     user_attrs: Mapping[str, object] = MappingProxyType({}),
     system_attrs: Mapping[str, object] = MappingProxyType({}),
 ) -> FrozenTrial:
-    """A complete trial that holds a lesson."""
+    """A complete trial that holds a lesson. known: the space's `distributions`."""
     return create_trial(
         state=TrialState.COMPLETE,
         values=lesson.values,
         params=parameters(space, lesson.levels),
-        distributions=distributions(space),
+        distributions=dict(known),
         constraints=dict(lesson.constraints),
         user_attrs=dict(user_attrs),
         system_attrs=dict(system_attrs),
@@ -96,7 +97,8 @@ class TargetStudy:
         else:
             if pending is not None:
                 self._study.tell(pending[0], state=TrialState.FAIL)
-            self._study.add_trial(finished_trial(self._space, lesson, system_attrs=self._generation()))
+            attributes = self._generation()
+            self._study.add_trial(finished_trial(self._space, self._distributions, lesson, system_attrs=attributes))
         self._learned += 1
 
     def _generation(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from haq.pareto import non_dominated
+from haq.pareto import Stairs, non_dominated
 
 Floats = NDArray[np.float64]
 
@@ -33,9 +33,12 @@ def expected_gain(costs: Floats, mean: Floats, deviation: Floats, front: Floats,
     ends = np.append(known[:, 2], point[2])
     gain = np.zeros(len(costs))
     below = np.zeros(len(costs))
+    stairs, uncovered = Stairs(), (point[:2] - costs[inside]).prod(axis=1)
     for count, end in enumerate(ends):
+        if count and stairs.add(*known[count - 1, :2].tolist()):
+            uncovered = _uncovered(costs[inside], stairs, point[:2])
         up_to = _integrated(end, mean[inside], deviation[inside])
-        gain[inside] += (up_to - below[inside]) * _uncovered(costs[inside], known[:count, :2], point[:2])
+        gain[inside] += (up_to - below[inside]) * uncovered
         below[inside] = up_to
     return gain
 
@@ -49,16 +52,11 @@ def _integrated(end: float, mean: Floats, deviation: Floats) -> Floats:
     return value
 
 
-def _uncovered(corners: Floats, points: Floats, reference: Floats) -> Floats:
+def _uncovered(corners: Floats, stairs: Stairs, reference: Floats) -> Floats:
     """(n,) the area of [corner, reference] that lies in no [point, reference]."""
-    whole: Floats = (reference - corners).prod(axis=1)
-    if not len(points):
-        return whole
-    steps = points[non_dominated(points)]
-    steps = steps[np.argsort(steps[:, 0])]
     # Between one step and the next the stairs are as low as the former.
-    left = np.maximum(steps[:, 0], corners[:, :1])
+    left = np.maximum(stairs.x, corners[:, :1])
     width = np.diff(left, axis=1, append=reference[0])
-    height = np.maximum(0.0, reference[1] - np.maximum(steps[:, 1], corners[:, 1:]))
-    left_over: Floats = whole - (width * height).sum(axis=1)
+    height = np.maximum(0.0, reference[1] - np.maximum(stairs.y, corners[:, 1:]))
+    left_over: Floats = (reference - corners).prod(axis=1) - (width * height).sum(axis=1)
     return left_over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,14 @@ def non_dominated(losses: ArrayLike) -> NDArray[np.bool_]:
     """
     rows = _table(losses)
     keep = np.zeros(len(rows), dtype=bool)
-    # np.unique sorts lexicographically, so a row can only be beaten by an earlier one, and returns first occurrences.
+    if rows.shape[1] in (2, 3):
+        # Stable: of identical rows the first comes first. A row can only be beaten by an earlier one.
+        order = np.lexsort(rows.T[::-1])
+        stairs = Stairs()
+        for index, (x, y) in zip(order.tolist(), rows[order, -2:].tolist(), strict=True):
+            keep[index] = stairs.add(x, y)
+        return keep
+    # np.unique sorts lexicographically, too, and returns first occurrences.
     unique, first = np.unique(rows, axis=0, return_index=True)
     front = np.empty_like(unique)
     size = 0
@@ -26,6 +34,26 @@ def non_dominated(losses: ArrayLike) -> NDArray[np.bool_]:
             size += 1
             keep[index] = True
     return keep
+
+
+class Stairs:
+    """Points of two objectives that none beats, by the first one, rising; it changes with every point that is added."""
+
+    def __init__(self) -> None:
+        self.x: list[float] = []
+        self.y: list[float] = []
+
+    def add(self, x: float, y: float) -> bool:
+        """Take a point in, unless one that is there is nowhere larger; returns whether it was taken in."""
+        place = bisect_right(self.x, x)
+        if place and self.y[place - 1] <= y:
+            return False
+        start = place - 1 if place and self.x[place - 1] == x else place
+        end = place
+        while end < len(self.y) and self.y[end] >= y:
+            end += 1
+        self.x[start:end], self.y[start:end] = [x], [y]
+        return True
 
 
 def hypervolume(losses: ArrayLike, reference: Sequence[float]) -> float:

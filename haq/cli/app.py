@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import calibrate, compare, estimate, finetune, listing, measure, results, run
+from haq.cli import calibrate, compare, estimate, finetune, listing, measure, results, run, validate
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -36,6 +36,7 @@ for _command in (
     *finetune.COMMANDS,
     *calibrate.COMMANDS,
     *measure.COMMANDS,
+    *validate.COMMANDS,
 ):
     cli.add_command(_command)
 

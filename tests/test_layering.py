@@ -15,14 +15,15 @@ NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime"}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch"},
+    "export": {"torch", "onnx"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},
+    "verify": {"onnx", "onnxruntime", "torch"},
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache"}
+GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache", "haq.verifying"}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
@@ -47,8 +48,9 @@ LAYERS = (
         "configschema",
     },
     {"engine", "nn", "measure", "history", "front", "configcheck", "configfile", "config", "rundir", "outputs"},
-    {"report", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
-    {"api", "finetuning", "fitting", "resolving"},
+    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
+    {"verify"},
+    {"api", "finetuning", "fitting", "resolving", "verifying"},
     {"profiletext"},
     {"cli"},
 )

@@ -29,7 +29,7 @@ GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache", "haq.veri
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
-    {"constraints", "candidate", "pareto", "expected", "surrogate"},
+    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate"},
     {"terms", "quiet", "linear", "allocate", "sweep"},
     {"grouping", "validation"},
     {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import calibrate, compare, estimate, finetune, listing, measure, results, run, validate
+from haq.cli import calibrate, compare, estimate, finetune, listing, measure, results, run, validate, verify
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -37,6 +37,7 @@ for _command in (
     *calibrate.COMMANDS,
     *measure.COMMANDS,
     *validate.COMMANDS,
+    *verify.COMMANDS,
 ):
     cli.add_command(_command)
 

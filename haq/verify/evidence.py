@@ -17,8 +17,8 @@ from haq.quality import MainMetric
 class Answers:
     """The artifact and the simulation on the same samples, in the same order.
 
-    artifact, simulated: scores of the metric, (n,) or one number each. agreement: share of samples with the same largest
-    output; largest_error, largest_output: magnitudes over all outputs; absent where outputs are not seen.
+    artifact, simulated: scores of the metric, (n,) or one number each. agreement: share of samples with the same
+    largest output; largest_error, largest_output: magnitudes over all outputs; absent where outputs are not seen.
     """
 
     split: str

@@ -62,7 +62,7 @@ class Gate:
         return tuple(fault for line in self.lines if line.passed is False for fault in line.faults)
 
     def to_json(self) -> dict[str, Any]:
-        lines = [asdict(line) for line in self.lines]
+        lines = [{**asdict(line), "values": _finite(line.values)} for line in self.lines]
         return {"passed": self.passed, "faults": list(self.faults), "lines": lines, "notes": list(self.notes)}
 
 
@@ -183,6 +183,8 @@ def _precision(found: Evidence) -> Line:
             unknown.append(layer)
         elif realised != asked:
             faults.append(f"layer {layer} runs in {_short(realised)}, config says {asked}")
+        elif asked.compute.name == "fp32" and found.arithmetic.get(layer, "fp32") != "fp32":
+            faults.append(f"layer {layer} runs in {found.arithmetic[layer]}, config says {asked}")
     if unknown:
         faults.append(f"no such layer in the artifact, or none that tells its precision: {named(unknown)}")
     right = len(found.asked) - len(unknown) - sum(fault.startswith("layer ") for fault in faults)
@@ -211,7 +213,7 @@ def _scales(found: Evidence) -> tuple[Line, ...]:
 
 
 def _wider(found: Evidence) -> tuple[Line, ...]:
-    """Which layers the runtime multiplies in a wider format than was asked: the answers are the same, the time is not."""
+    """Which layers the runtime multiplies in a wider format than was asked: same answers, other times."""
     wider = {
         layer: arithmetic
         for layer, arithmetic in found.arithmetic.items()
@@ -230,6 +232,11 @@ def _wider(found: Evidence) -> tuple[Line, ...]:
     return (Line("runs wider here", measured, against or "every layer in its own arithmetic", "", None, values),)
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is no number: JSON has none for it, and the line's text says so."""
+    return {key: value for key, value in values.items() if not isinstance(value, float) or np.isfinite(value)}
+
+
 def _short(precision: Precision) -> str:
     return str(precision.weight) if precision.weight == precision.activation else str(precision)
 
@@ -246,5 +253,3 @@ def _if_not(passed: bool, fault: str) -> tuple[str, ...]:
 
 def _mb(size: float) -> str:
     return f"{size / 1e6:.3f} MB"
-
-

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from haq.deployed import shipped_rows
 from haq.errors import InputError
 from haq.hardware.calibrate import FitResult, fit, predict
 from haq.hardware.calibration import Fit
@@ -21,7 +22,7 @@ from haq.hardware.profile import FOLDER, HardwareProfile, build_profile, split_t
 from haq.precision import Assignment, Precision
 from haq.pricing import read_assignment
 from haq.resources import find_toml
-from haq.rundir import DEPLOYED_FOLDER, HISTORY_FILE, read_run
+from haq.rundir import HISTORY_FILE
 from haq.spacefile import load_space, with_size
 from haq.tracecache import workload_of
 from haq.validation import load_toml
@@ -75,7 +76,8 @@ def calibrate(name_or_path: str, measurements: Path) -> Calibration:
             expected="tables [[fits]] with runtime and free",
         )
     is_run = measurements.is_dir()
-    every = rows_of_run(measurements) if is_run else read_measurements(measurements)
+    folder = measurements if is_run else measurements.parent
+    every = shipped_rows(measurements) if is_run else read_measurements(measurements)
     rows = [row for row in every if split_target(row.target)[0] in (base, path.stem)]
     for one in fits:
         if not any(row.runtime == one.runtime for row in rows):
@@ -83,37 +85,10 @@ def calibrate(name_or_path: str, measurements: Path) -> Calibration:
             raise InputError(
                 "no measurement of this runtime", where=str(measurements), got=one.runtime, expected=f"one of {known}"
             )
-    _, results = fitted(raw, fits, rows, measurements.parent)
-    unseen = leave_one_model_out(raw, [one for one in fits if not one.option], rows, measurements.parent)
+    _, results = fitted(raw, fits, rows, folder)
+    unseen = leave_one_model_out(raw, [one for one in fits if not one.option], rows, folder)
     digest = hashlib.sha256((measurements / HISTORY_FILE if is_run else measurements).read_bytes()).hexdigest()
     return Calibration(path.stem, path, measurements, digest, fits, results, unseen)
-
-
-def rows_of_run(directory: Path) -> tuple[Measurement, ...]:
-    """What `haq verify --record` measured in a run, of artifacts that passed their gate, as rows of measurements.
-
-    Their assignments are the configs in the run's DEPLOYED_FOLDER. Raises InputError when there is none.
-    """
-    run = read_run(directory)
-    rows = tuple(
-        Measurement(
-            id=f"{found.config}-{number}",
-            target=found.target,
-            runtime=found.runtime,
-            space=str(run.info["provenance"]["model"]),
-            batch=found.batch,
-            precision=f"{DEPLOYED_FOLDER}/{found.config}.json",
-            latency_ms=found.latency_ms,
-            source=f"haq verify on {found.machine}",
-        )
-        for number, found in enumerate(run.history.deployments)
-        if found.passed
-    )
-    if not rows:
-        raise InputError(
-            "no artifact of the run was measured", where=str(directory), expected="haq verify CONFIG --record DIR first"
-        )
-    return rows
 
 
 def fitted(

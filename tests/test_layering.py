@@ -48,7 +48,7 @@ LAYERS = (
         "configschema",
     },
     {"engine", "nn", "measure", "history", "front", "configcheck", "configfile", "config", "rundir", "outputs"},
-    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
+    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret", "deployed"},
     {"verify"},
     {"api", "finetuning", "fitting", "resolving", "verifying"},
     {"profiletext"},

@@ -13,6 +13,7 @@ from haq.cli.resolved import show_resolved
 from haq.cli.show import echo, echo_json, json_option, megabytes, milliseconds, table
 from haq.configfile import config_json, write_config
 from haq.constraints import Constraints
+from haq.deployed import write_rows
 from haq.errors import InputError, lookup
 from haq.front import MINIMIZE, joint_front, pick
 from haq.outputs import front_row, fronts
@@ -104,7 +105,8 @@ def pick_command(
 
 @click.command()
 @_DIR
-def report(directory: Path) -> None:
+@click.option("--measurements", type=click.Path(path_type=Path), help="Write what artifacts took, for haq calibrate.")
+def report(directory: Path, measurements: Path | None) -> None:
     """Print the brief and the fronts of a run, and rewrite its front.png, front.csv and configs."""
     from haq.api import rewrite_outputs  # matplotlib loads behind this, and only here
 
@@ -115,6 +117,8 @@ def report(directory: Path) -> None:
         show_front(run, name, found)
     if run.history.deployments:
         show_deployments(run)
+    if measurements is not None:
+        echo(f"wrote {write_rows(directory, measurements)} rows to {measurements}")
     echo(f"wrote {directory / 'front.png'}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,18 +73,19 @@ class Graph:
         return found
 
     def precision(self, node: NodeProto, asked: Precision) -> Precision:
-        """What the node multiplies. asked: stands for what a graph cannot show: a product's weight, a look-up's index.
+        """What the node multiplies; of two activations the wider counts.
 
-        Of two activations the wider counts.
+        asked: stands for what a graph cannot show: a product's weight and a look-up's index, and a float operand whose
+        values had been rounded to a narrower float before, by the layer that they come from.
         """
         operands = self._operands(node)
         weights = [operand.format for operand in operands if operand.root is not None]
         activations = [operand.format for operand in operands if operand.root is None]
-        if node.op_type == "Gather":
-            activations = []
         weight = weights[0] if weights else asked.weight
         activation = max(activations, key=lambda fmt: fmt.bits) if activations else asked.activation
-        return Precision(weight, activation)
+        both_floats = not (activation.is_integer or asked.activation.is_integer)
+        narrower = both_floats and activation.bits < asked.activation.bits
+        return Precision(weight, asked.activation if narrower else activation)
 
     def scales(self, node: NodeProto) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """`weight` or `operand 0` -> the scales that codes are multiplied with before they reach the node."""
@@ -105,41 +106,60 @@ class Graph:
         return [self._operand(name) for name in node.input[:2]]
 
     def _looked_up(self, node: NodeProto) -> Operand | None:
-        """The table of a look-up; None where elements of an activation are picked. Codes may be scaled afterwards."""
+        """The table of a look-up; None where elements of an activation are picked. Codes are scaled after it."""
         table = self._operand(node.input[0])
-        if table.root is None:
-            return None
-        after = [n for n in self.model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == node.output[0]]
-        return Operand(table.format, table.root, self._constant(after[0].input[1])) if after else table
+        return None if table.root is None else Operand(table.format, table.root, self._scale_after(node))
+
+    def _scale_after(self, node: NodeProto) -> NDArray[np.float64] | None:
+        """Of rows of codes: by a dequantization, or a product with rows of a table of scales."""
+        result = node.output[0]
+        for after in self.model.graph.node:
+            if result in after.input and after.op_type == "Cast":
+                result = after.output[0]
+            elif after.input[:1] == [result] and after.op_type == "DequantizeLinear":
+                return self._constant(after.input[1])
+            elif result in after.input and after.op_type == "Mul":
+                (other,) = [name for name in after.input if name != result]
+                while other in self.producers and self.producers[other].op_type in PASSED | {"Gather"}:
+                    other = self.producers[other].input[0]
+                return self._constant(other)
+        return None
 
     def _operand(self, tensor: str) -> Operand:
         """Back from a tensor to the initializer that it comes from, or to where an activation was rounded."""
         seen, scale = [FORMATS[TYPES.get(self._types.get(tensor, TensorProto.FLOAT), "fp32")]], None
         while tensor not in self.initializers:
             node = self.producers.get(tensor)
-            if node is None or node.op_type not in PASSED | {"DequantizeLinear"}:
-                return Operand(min(seen, key=lambda fmt: fmt.bits), None, scale)
-            if node.op_type == "Cast":
+            if node is None:
+                return Operand(narrowest(seen))
+            if (per_token := self._per_token(node)) is not None:
+                return Operand(per_token)
+            if node.op_type == "DequantizeLinear":
+                source, scale = self.producers.get(node.input[0]), self._constant(node.input[1])
+                if source is not None and source.op_type == "QuantizeLinear":
+                    return Operand(FORMATS[self._type_of_codes(node)], None, scale)
+                seen.append(self._codes(node))
+            elif node.op_type == "Cast":
                 to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
                 seen += [FORMATS[TYPES[to]]] if to in TYPES else []
-            if node.op_type == "DequantizeLinear":
-                source = self.producers.get(node.input[0])
-                if source is not None and source.op_type not in PASSED | {"QuantizeLinear", "DynamicQuantizeLinear"}:
-                    # Rows of a table of codes: the look-up's own scale, and no rounding of this layer's.
-                    return Operand(min(seen, key=lambda fmt: fmt.bits), None, scale)
-                scale = self._constant(node.input[1])
-                if source is not None and source.op_type != "Cast" and source.op_type not in PASSED:
-                    return Operand(self._rounded(node, scale), None, scale)
-                seen.append(self._codes(node))
+            elif node.op_type not in PASSED:
+                # What a layer before it rounded to, as codes of a table are, is no rounding of this layer's.
+                return Operand(narrowest([fmt for fmt in seen if not fmt.is_integer]))
             tensor = node.input[0]
-        stored = TYPES.get(self.initializers[tensor].data_type, "fp32")
-        narrowest = min([*seen, FORMATS[stored]], key=lambda fmt: fmt.bits)
-        return Operand(narrowest, tensor, scale)
+        seen.append(FORMATS[TYPES.get(self.initializers[tensor].data_type, "fp32")])
+        return Operand(narrowest(seen), tensor, scale)
 
-    def _rounded(self, node: NodeProto, scale: NDArray[np.float64] | None) -> Format:
-        """The format of an activation that is quantized right before; without a constant scale it is one per token."""
-        name = self._type_of_codes(node)
-        return FORMATS[f"{name}t"] if scale is None and f"{name}t" in FORMATS else FORMATS[name]
+    def _per_token(self, node: NodeProto) -> Format | None:
+        """The format of codes that are found as the network runs: clip(round(x / scale)) x scale."""
+        before = node
+        for op in ("Mul", "Clip", "Round"):
+            if before.op_type != op or before.input[0] not in self.producers:
+                return None
+            clip, before = before, self.producers[before.input[0]]
+            largest = self._constant(clip.input[2]) if op == "Clip" and len(clip.input) > 2 else None
+            if op == "Clip" and (largest is None or float(largest) != FORMATS["int8t"].largest):
+                return None
+        return FORMATS["int8t"]
 
     def _codes(self, node: NodeProto) -> Format:
         """The format of a weight's codes, with its groups."""
@@ -157,6 +177,11 @@ class Graph:
     def _constant(self, name: str) -> NDArray[np.float64] | None:
         tensor = self.initializers.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def narrowest(formats: Sequence[Format]) -> Format:
+    """The one with the fewest bits, the first of equals."""
+    return min(formats, key=lambda fmt: fmt.bits)
 
 
 def initializer_bytes(model: onnx.ModelProto) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from haq.configfile import executed_assignment
 from haq.configschema import SCHEMA
 from haq.errors import InputError
 from haq.precision import Assignment
-from haq.textfile import write_text
+from haq.textfile import write_file
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Config:
         file = Path(path)
         if (source := self.parameters) is not None:
             _copy(source, file.parent / source.name, str(self.content["parameters_sha256"]))
-        write_text(file, self.text, "config")
+        write_file(file, self.text, "config")
 
     @property
     def content(self) -> dict[str, Any]:
@@ -98,9 +96,7 @@ def _copy(source: Path, target: Path, sha256: str) -> None:
             way_out="save into another folder",
         )  # fmt: skip
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(target.name + ".part")
-        shutil.copyfile(source, draft)
-        os.replace(draft, target)
+        numbers = source.read_bytes()
     except OSError as error:
-        raise InputError("cannot write the parameters", where=str(target), got=error.strerror) from None
+        raise InputError("cannot read the parameters", where=str(source), got=error.strerror) from None
+    write_file(target, numbers, "parameters")

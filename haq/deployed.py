@@ -12,7 +12,7 @@ from haq.hardware.measurements import COLUMNS, Measurement
 from haq.resources import shipped_names
 from haq.rundir import DEPLOYED_FOLDER, read_run
 from haq.spacefile import FOLDER
-from haq.textfile import write_text
+from haq.textfile import write_file
 
 
 def rows_of_run(directory: Path) -> tuple[Measurement, ...]:
@@ -63,5 +63,5 @@ def write_rows(directory: Path, out: Path) -> int:
         # A table names its assignments from where it lies.
         beside = os.path.relpath(directory / row.precision, out.parent)
         table.writerow({**row.model_dump(), "precision": Path(beside).as_posix()})
-    write_text(out, text.getvalue(), "table of measurements")
+    write_file(out, text.getvalue(), "table of measurements")
     return len(rows)

@@ -41,5 +41,6 @@ class Lazy:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "json": Lazy("haq.export.canonical"),
+    "onnx-qdq": Lazy("haq.export.onnx_qdq", extra="onnx", options=("flavour",)),
 }
 """Format -> exporter, one file per format."""

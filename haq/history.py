@@ -1,8 +1,8 @@
 """The history of a run: the append-only `history.jsonl` that is the truth about what was measured.
 
 One JSON object per line, its `kind` is `baseline` (FP32, first), `sensitivity` (what that cost; the table has a file of
-its own), `candidate` or `validation` (final front, held-out split). `timing` holds what differs between two runs with
-the same seed. Reading needs neither torch nor Optuna.
+its own), `candidate`, `validation` (final front, held-out split) or `deployment` (an artifact in its real runtime).
+`timing` holds what differs between two runs with the same seed. Reading needs neither torch nor Optuna.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from haq.accuracy import Failure, Measurement, Scores
 from haq.candidate import Candidate
+from haq.deployments import Deployment
 from haq.errors import InputError
 
 SEARCH, VALIDATION = "search", "validation"
@@ -63,7 +64,7 @@ class History:
 
     durations_s: kind of record -> seconds spent measuring each, in order; 0 where nothing new was measured.
     unvalidated: signature -> why its held-out measurement failed. sensitivity_forwards: what measuring sensitivities
-    cost, in whole passes of one sample.
+    cost, in whole passes of one sample. deployments: oldest first.
     """
 
     baseline: Baseline | None = None
@@ -72,6 +73,7 @@ class History:
     durations_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
     unvalidated: Mapping[str, Failure] = field(default_factory=dict)
     sensitivity_forwards: float = 0.0
+    deployments: tuple[Deployment, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -96,6 +98,10 @@ class History:
         if self.baseline is not None:
             known[self.baseline.signature] = self.baseline.measurements[SEARCH]
         return known
+
+    def deployment(self, config: str) -> Deployment | None:
+        """The latest of a config."""
+        return next((found for found in reversed(self.deployments) if found.config == config), None)
 
     def validation(self, signature: str) -> Measurement | None:
         """The held-out measurement of executed formats, absent until the front was validated."""
@@ -169,6 +175,7 @@ def read_history(path: Path) -> History:
     unvalidated: dict[str, Failure] = {}
     durations_s: dict[str, list[float]] = {}
     forwards = 0.0
+    deployments: list[Deployment] = []
     for raw in _records(path):
         durations_s.setdefault(raw["kind"], []).append(raw.get("timing", {}).get("measure_s", 0.0))
         if raw["kind"] == "baseline":
@@ -181,7 +188,9 @@ def read_history(path: Path) -> History:
             unvalidated[raw["signature"]] = Failure(**raw["failure"])
         elif raw["kind"] == "validation":
             validations[raw["signature"]] = Measurement.from_json(raw["measurement"])
-    return History(baseline, tuple(candidates), validations, durations_s, unvalidated, forwards)
+        elif raw["kind"] == "deployment":
+            deployments.append(Deployment.from_json(raw))
+    return History(baseline, tuple(candidates), validations, durations_s, unvalidated, forwards, tuple(deployments))
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ def row(space: str, kind: str, path: Path) -> dict[str, Any]:
     about = {
         "space": space, "config": path.stem, "kind": kind,
         "layers_int4": layers[4], "layers_int8": layers[8], "layers_fp16": layers[16], "layers_fp32": layers[32],
-        "as_asked": as_asked, "wider_in_runtime": wider, "passed": found["passed"], "faults": "; ".join(found["faults"]),
+        "as_asked": as_asked, "wider_in_runtime": wider,
+        "passed": found["passed"], "faults": "; ".join(found["faults"]),
         "initializer_bytes": size["initializer_bytes"], "promised_bytes": size["promised_bytes"],
         "size_gap_percent": f"{100 * size['gap']:.2f}", "file_bytes": values["file size"]["file_bytes"],
     }  # fmt: skip

@@ -43,6 +43,7 @@ class Guide:
         self._views = tuple(View.of(problem, target, base[target.name], sensitivity) for target in problem.targets)
         self._uniform = np.array([problem.space.uniform(bits) for bits in BIT_WIDTHS], dtype=np.intp)
         self._widths = np.array([len(group.bits) for group in problem.space.groups])
+        self.is_large = any(view.is_large for view in self._views)
         self._solved: dict[tuple[str, int], Points] = {}
 
     def plan(self, start: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

@@ -82,7 +82,8 @@ class Proposer:
     def _guided(self, number: int, needed: Callable[[Levels], int]) -> Levels | None:
         """What the guide proposes; None where there is none, it expects nothing, or it is the filler's turn."""
         guide, groups = self._guide, len(self._problem.space.groups)
-        if guide is None or number % FILLS_EVERY == FILLS_EVERY - 1:
+        # Optuna's samplers take a quarter of a second for hundreds of groups, the guide a third of that.
+        if guide is None or (number % FILLS_EVERY == FILLS_EVERY - 1 and not guide.is_large):
             return None
         seen = {
             name: observed([row[0] for row in rows], [row[1] for row in rows], guide.measure, groups)

@@ -12,7 +12,7 @@ from haq.accuracy import Measurement
 from haq.precision import Assignment, Precision
 from haq.sensitivity import Legalize, Sensitivity, quantized_part
 from haq.space import SearchSpace
-from haq.surrogate import Surrogate, finite, fit, observed
+from haq.surrogate import Surrogate, finite, fit, observed, with_slope_error
 
 Floats = NDArray[np.float64]
 Points = NDArray[np.intp]
@@ -43,7 +43,7 @@ class Pooled:
 
     def predict(self, points: Points) -> tuple[Floats, Floats]:
         """((n,), (n,)) mean and standard deviation of the drop in points; points: (n, groups) levels."""
-        return self.surrogate.predict(self.columns[np.arange(len(self.columns)), points])
+        return with_slope_error(self.surrogate, self.columns[np.arange(len(self.columns)), points])
 
     def narrowest(self, points: Points) -> Points:
         """(n, groups) the lowest levels that the target executes like these."""

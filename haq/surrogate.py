@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,8 @@ class Surrogate:
 
     table: (groups, levels) divergences of one group narrowed alone, finite. scale: of their sum. weights: (groups,
     levels) relative correction of every entry. spread: relative error of the corrected sum. slope: points per unit of
-    divergence. rows, solved: the shares of the observations and their inverse covariance, for the variance.
+    divergence; slope_error: its standard error, which all candidates share, so that it changes no order among them.
+    rows, solved: the shares of the observations and their inverse covariance, for the variance.
     """
 
     table: Floats
@@ -70,6 +71,7 @@ class Surrogate:
     slope: float
     rows: Floats = field(repr=False)
     solved: Floats = field(repr=False)
+    slope_error: float = SLOPE_MISFIT * PRIOR_SLOPE
 
     @property
     def corrected(self) -> Floats:
@@ -77,7 +79,7 @@ class Surrogate:
         return self.table * self.scale * np.maximum(0.05, 1 + self.weights)
 
     def predict(self, levels: Levels) -> tuple[Floats, Floats]:
-        """((n,), (n,)) mean and standard deviation of the drop in points; levels: (n, groups)."""
+        """((n,), (n,)) mean and standard deviation of the drop in points, at this slope; levels: (n, groups)."""
         groups = np.arange(len(self.table))
         divergence = self.corrected[groups, levels].sum(axis=1)
         shares = _shares(self.table, levels)
@@ -87,6 +89,12 @@ class Surrogate:
             cross = prior * shares @ self.rows.T
             variance = np.maximum(0.0, variance - np.einsum("ij,jk,ik->i", cross, self.solved, cross))
         return self.slope * divergence, self.slope * divergence * np.sqrt(variance + self.spread**2)
+
+
+def with_slope_error(surrogate: Surrogate, levels: Levels) -> tuple[Floats, Floats]:
+    """As `predict`, with the error of the slope in the deviation: what to tell about one candidate alone."""
+    mean, deviation = surrogate.predict(levels)
+    return mean, np.hypot(deviation, mean / surrogate.slope * surrogate.slope_error)
 
 
 def finite(losses: Floats) -> Floats:
@@ -157,9 +165,9 @@ def _with_slope(surrogate: Surrogate, divergences: Floats, seen: Observations) -
     weight = 1 / (np.nan_to_num(errors) ** 2 + (SLOPE_MISFIT * PRIOR_SLOPE * d) ** 2) if len(d) else d
     # The prior counts as one observation without noise.
     prior = 1 / (SLOPE_MISFIT * PRIOR_SLOPE) ** 2
-    slope = (PRIOR_SLOPE * prior + (weight * d * drops).sum()) / (prior + (weight * d**2).sum())
-    s = surrogate
-    return Surrogate(s.table, s.scale, s.weights, s.spread, max(0.05 * PRIOR_SLOPE, slope), s.rows, s.solved)
+    precision = prior + float((weight * d**2).sum())
+    slope = (PRIOR_SLOPE * prior + float((weight * d * drops).sum())) / precision
+    return replace(surrogate, slope=max(0.05 * PRIOR_SLOPE, slope), slope_error=precision**-0.5)
 
 
 def _shares(table: Floats, levels: Levels) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from haq.surrogate import PRIOR_DEVIATION, PRIOR_SLOPE, Observations, fit
+from haq.surrogate import PRIOR_DEVIATION, PRIOR_SLOPE, Observations, fit, with_slope_error
 
 TABLE = np.array([[0.4, 0.1, 0.0], [0.2, 0.05, 0.0], [0.1, 0.02, 0.0]])
 
@@ -69,3 +69,12 @@ def test_levels_that_change_nothing_predict_no_drop() -> None:
     mean, deviation = fit(TABLE, observed(np.array([[2, 2, 2]]), np.array([0.0]))).predict(np.array([[2, 2, 2]]))
     assert mean == pytest.approx([0])
     assert deviation == pytest.approx([0])
+
+
+def test_the_error_of_the_slope_is_told_beside_the_rest() -> None:
+    model = fit(TABLE, nothing())
+    levels = np.array([[0, 1, 2]])
+    mean, deviation = with_slope_error(model, levels)
+    # The prior slope may be off by half of itself: 0.45 x 12.5 points, beside what `predict` says.
+    assert deviation == pytest.approx(np.hypot(model.predict(levels)[1], 0.45 * 12.5))
+    assert mean == pytest.approx([PRIOR_SLOPE * 0.45])

@@ -11,9 +11,11 @@ from small_configs import content, images, network
 
 import haq
 from haq.errors import InputError
+from haq.export import EXPORTERS
 from haq.nn.checkpoints import weights_hash
+from haq.nn.exportable import exportable
 from haq.nn.fold import fold_batch_norm
-from haq.nn.prepare import Quantization, quantizable
+from haq.nn.prepare import Quantization, bundle_in_memory, quantizable
 from haq.nn.simulate import FP32
 from haq.nn.trace import trace
 from haq.precision import Assignment
@@ -50,6 +52,20 @@ def test_a_path_a_dict_and_a_config_are_the_same_and_the_model_stays_as_it_is(tm
                 parameter.add_(1)
     assert all(torch.equal(outputs[0], other) for other in outputs)
     assert weights_hash(model) == before
+
+
+def test_an_exported_config_needs_no_data(tmp_path: Path) -> None:
+    model, x = network(), images(3, 8)
+    raw = content(model, MIXED)
+    bundle = bundle_in_memory(model, DATA, lambda candidate: 0.0, None)
+    EXPORTERS["json"](exportable(raw, bundle, tmp_path / "from.json"), tmp_path / "config.json", {})
+    loaded = haq.load(tmp_path / "config.json", model, example=(x,))
+    with torch.no_grad():
+        expected = haq.load(raw, model, calibration=DATA)(x)
+        torch.testing.assert_close(loaded(x), expected, rtol=1e-6, atol=1e-6)
+    (tmp_path / "config.safetensors").unlink()
+    with pytest.raises(InputError, match=r"\$\.parameters is wrong; got .*config\.safetensors"):
+        haq.load(tmp_path / "config.json", model, example=(x,))
 
 
 def test_other_weights_are_refused_naming_both_hashes() -> None:

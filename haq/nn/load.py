@@ -15,8 +15,8 @@ from haq.errors import InputError
 from haq.nn.bundle import example_inputs
 from haq.nn.calibrate import calibrate, check_data
 from haq.nn.checkpoints import weights_hash
+from haq.nn.exportable import how_quantized
 from haq.nn.fold import fold_batch_norm
-from haq.nn.observers import DEFAULT_OBSERVER
 from haq.nn.ptq.structure import restructured
 from haq.nn.simulate import apply
 from haq.nn.task import Inputs, first_samples
@@ -24,7 +24,7 @@ from haq.nn.trace import trace
 from haq.nn.tuned import build_tuned, read_tuned
 from haq.resources import shipped_names
 from haq.spacefile import FOLDER, load_space
-from haq.techniques import STRUCTURE, Stack
+from haq.techniques import STRUCTURE
 from haq.workload import Workload
 
 
@@ -52,8 +52,8 @@ def load(
     folded = fold_batch_norm(model, _example(chosen, model, batches, example))
     workload = trace(folded, _example(chosen, folded, batches, example), name=content["model"]["model"])
     _check_layers(chosen, workload)
-    stack, is_finetuned = _stack(content), "finetune" in content.get("provenance", {})
-    structural = () if is_finetuned else tuple(name for name in stack.names if name in STRUCTURE)
+    how = how_quantized(content)
+    structural = [name for name in how.stack.names if name in STRUCTURE]
     if not batches and (chosen.parameters is None or structural):
         raise InputError(
             "the config needs calibration data", where=str(chosen),
@@ -62,22 +62,16 @@ def load(
         )  # fmt: skip
     if batches:
         check_data(batches, workload)
-    changed = restructured(folded, workload, Stack(structural), batches)
+    changed = restructured(folded, workload, how.stack, batches)
     if chosen.parameters is not None:
         tuned = read_tuned(chosen.folder / "config", content, workload)
         return copy.deepcopy(build_tuned(changed, workload, chosen.layers, tuned))
-    observer = content.get("quantization", {}).get("observer", DEFAULT_OBSERVER)
-    ranges = calibrate(changed, workload, batches, observer=observer, stack=stack)
+    ranges = calibrate(changed, workload, batches, observer=how.observer, stack=how.stack)
     return apply(changed, workload, chosen.layers, ranges)
 
 
 def _opened(config: str | Path | Mapping[str, Any]) -> Config:
     return Config.of(config) if isinstance(config, Mapping) else Config.load(config)
-
-
-def _stack(content: Mapping[str, Any]) -> Stack:
-    said = content.get("quantization", {})
-    return Stack.of(said["ptq"]) if "ptq" in said else Stack()
 
 
 def _check_weights(config: Config, model: nn.Module) -> None:

@@ -41,5 +41,7 @@ class Lazy:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "json": Lazy("haq.export.canonical"),
+    "modelopt": Lazy("haq.export.modelopt"),
+    "torchao": Lazy("haq.export.torchao", "torchao"),
 }
 """Format -> exporter, one file per format."""

@@ -23,7 +23,7 @@ from haq.export.modelopt import (
     weight_cfg,
 )
 from haq.export.swapping import hidden, state_of
-from haq.export.torchao import Entry, as_torchao, entries, entry
+from haq.export.torchao import Entry, TokenQuantizer, as_torchao, entries, entry
 from haq.nn.exportable import Exportable
 from haq.nn.fold import fold_batch_norm
 from haq.nn.quantizers import ActivationQuantizer
@@ -216,4 +216,16 @@ def test_torchao_names_modules_in_order_and_leaves_float_layers_out(texts: Expor
     assert list(entries(texts.workload.layers, written)) == ["embed", "key", "up"]
     runs, tuned = as_torchao(texts, {"key": Precision.parse("int4g32/int8t")})
     assert str(runs.precision("key")) == "int4g32/int8t"
-    assert not tuned.quantizers  # found as the network runs
+    assert dict(tuned.quantizers) == {("key", 0): TokenQuantizer(asymmetric=True)}
+
+
+def test_a_token_takes_its_scale_from_its_own_numbers() -> None:
+    x = torch.tensor([[1.0, -0.5, 0.0], [200.0, 2.0, 0.0]])
+    # Symmetric: steps of 2/255 and 400/255; code 127.5 is out of reach.
+    found = TokenQuantizer(asymmetric=False)(x)
+    assert found[0].tolist() == pytest.approx([127 * 2 / 255, -64 * 2 / 255, 0.0])
+    assert found[1].tolist() == pytest.approx([127 * 400 / 255, 400 / 255, 0.0])
+    # Asymmetric: steps of 1.5/255 from -0.5 and of 200/255 from 0.
+    found = TokenQuantizer(asymmetric=True)(x)
+    assert found[0].tolist() == pytest.approx([170 * 1.5 / 255, -85 * 1.5 / 255, 0.0])
+    assert found[1].tolist() == pytest.approx([200.0, 3 * 200 / 255, 0.0])

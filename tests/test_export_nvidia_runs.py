@@ -23,6 +23,9 @@ from haq.nn.quantizers import QuantizedWeight
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, which warn as they load
 EXACT = 2e-3
 """Largest output error over largest output: FP32 sums in another order, and the codes that this tips over."""
+NARROW = 2**-7
+"""The same where a layer computes in bf16 or fp16: torchao multiplies by the scales after it has rounded the sum, and
+bf16 has 8 significant bits."""
 
 
 def importorskip(name: str) -> None:
@@ -99,8 +102,7 @@ def test_torchao_computes_what_we_simulate_with_ranges_per_token(case: str, tmp_
     batch = batch_of(what)
     with torch.no_grad():
         found, simulated = quantized(batch), replace(what, executed=runs, numbers=tuned).simulated()(batch)
-    # torchao divides a token's largest value by 127.5, haq by 127; beside int4 weights its codes are asymmetric.
-    assert error(found, simulated) < 0.02
+    assert error(found, simulated) < (EXACT if case == "int8 pictures" else NARROW)
     assert all(line.written is None for line in report.layers if line.layer in ("stem", "depthwise", "pointwise"))
     for line in report.layers:
         if line.written is not None and line.written.weight.is_integer:

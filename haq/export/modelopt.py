@@ -1,4 +1,4 @@
-"""Writes a config for NVIDIA Model Optimizer: the ordered quantizer list, the numbers, a Python file that loads them."""
+"""Writes a config for NVIDIA Model Optimizer: the ordered quantizer list, all numbers, and Python that loads them."""
 
 from __future__ import annotations
 

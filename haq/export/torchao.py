@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from haq.errors import MissingExtra
 from haq.export.loading import compute_in, dequantized, load_numbers
@@ -63,9 +64,35 @@ def export(what: Exportable, out: Path, options: Mapping[str, str]) -> ExportRep
     return ExportReport("torchao", (table, script, numbers), tuple(lines.values()), notes)
 
 
+@dataclass(frozen=True)
+class TokenQuantizer:
+    """Rounds every row of the last axis to 8-bit codes with a scale of its own, as torchao's kernels do.
+
+    Symmetric, a row's largest magnitude falls on code 127.5 (haq's `int8t` has it on 127); asymmetric, its least and
+    largest number, widened to hold 0, fall on -128 and 127 (`choose_qparams_affine`).
+    """
+
+    asymmetric: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+        if not self.asymmetric:
+            high = torch.maximum(-low, high)
+            low = -high
+        scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
+        zero = (-128 - torch.round(low / scale)).clamp(-128, 127) if self.asymmetric else torch.zeros_like(scale)
+        return (torch.round(x * (1 / scale)).add_(zero).clamp_(-128, 127) - zero) * scale
+
+
 def as_torchao(what: Exportable, written: Mapping[str, Precision]) -> tuple[Assignment, Tuned]:
     """(what runs, its numbers) in the artifact: activations per token, FP32 where a layer cannot be said."""
-    return with_float_layers(what.numbers, what.model, what.workload, written)
+    runs, tuned = with_float_layers(what.numbers, what.model, what.workload, written)
+    tokens = {
+        (layer.name, 0): TokenQuantizer(asymmetric=runs.precision(layer.name).weight.bits == 4)
+        for layer in what.workload.layers
+        if layer.name in written and layer.kind == "linear" and runs.precision(layer.name).activation.is_integer
+    }
+    return runs, replace(tuned, quantizers=cast("Any", tokens))  # called as the static ones are
 
 
 def entries(layers: tuple[LayerSpec, ...], written: Mapping[str, Precision]) -> dict[str, Entry]:
@@ -94,7 +121,6 @@ def config_json(chosen: Mapping[str, Entry]) -> dict[str, Any]:
         from torchao.core.config import config_to_dict
     except ModuleNotFoundError:
         raise MissingExtra("torchao", "torchao") from None
-    import torch
 
     def config(entry: Entry) -> Any:
         if not entry.name.endswith("IntxWeightConfig") and not entry.name.startswith("IntxWeight"):

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache"}
+GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.exporting", "haq.tracecache"}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
@@ -47,7 +47,7 @@ LAYERS = (
     },
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
     {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
-    {"api", "finetuning", "fitting", "resolving"},
+    {"api", "finetuning", "exporting", "fitting", "resolving"},
     {"profiletext"},
     {"cli"},
 )
@@ -142,4 +142,4 @@ def test_glue_and_command_line_load_the_torch_side_only_when_it_is_used() -> Non
     for module, path in MODULES.items():
         if module in GLUE or part(module) == "cli":
             found = {part(name) for name in imports(path, top_level_only=True) if name.startswith("haq.")}
-            assert not found & {"nn", "engine", "report", "measure"}, module
+            assert not found & {"nn", "engine", "report", "measure", "export"}, module

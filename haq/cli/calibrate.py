@@ -15,7 +15,7 @@ from haq.fitting import calibrate as run_calibration
 from haq.hardware.calibrate import FitResult
 from haq.hardware.calibration import Fit
 from haq.profiletext import calibrated_text, summary
-from haq.textfile import write_text
+from haq.textfile import write_file
 
 
 @click.command()
@@ -33,7 +33,7 @@ def calibrate(profile: str, measurements: Path, out: Path | None, *, as_json: bo
     found = run_calibration(profile, measurements)
     parameters = summary(found)
     if out is not None:
-        write_text(out, calibrated_text(found), "profile")
+        write_file(out, calibrated_text(found), "profile")
     if as_json:
         echo_json(
             {

@@ -23,7 +23,7 @@ from haq.nn.quantizers import ActivationQuantizer, largest_code
 from haq.nn.tensorfile import write_tensors
 from haq.nn.tuned import Tuned
 from haq.precision import Assignment, Format, Precision
-from haq.textfile import write_text
+from haq.textfile import write_file
 from haq.workload import LayerSpec
 
 SWAPPED: tuple[type[nn.Module], ...] = (
@@ -58,11 +58,11 @@ def export(what: Exportable, out: Path, options: Mapping[str, str]) -> ExportRep
     check_rules(found, quantizer_names(what.model))
     config = {"quant_cfg": found, "algorithm": "max"}
     write_tensors(numbers, state_of(what.model, what.workload, runs, tuned), {"schema": NUMBERS})
-    write_text(table, json.dumps(config, indent=1) + "\n", "rule list")
+    write_file(table, json.dumps(config, indent=1) + "\n", "rule list")
     data = {"CONFIG": config, "LAYERS": _layers(what, written), "NUMBERS": numbers.name}
     functions = (dequantized, load_numbers, compute_in, quantize_with_modelopt)
     about = f"{what.workload.name} for NVIDIA Model Optimizer: `quantize(model)` gives it haq's numbers and quantizers."
-    write_text(script, source(about, "import fnmatch", data, functions) + LOAD, "loader")
+    write_file(script, source(about, "import fnmatch", data, functions) + LOAD, "loader")
     notes = (
         "the JSON has text for the keys of block_sizes where Model Optimizer wants integers: load the Python file",
         "activations are symmetric, zero-point 0: run `haq verify` for what that does to the accuracy",

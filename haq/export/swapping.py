@@ -120,7 +120,6 @@ def placed(out: Path, suffixes: Sequence[str]) -> list[Path]:
             "not where the files can go", where="--out", got=str(out),
             expected="a name such as exported/mixed.json: a Python file of that name is written beside it",
         )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
     return [out.with_suffix(suffix) for suffix in suffixes]
 
 

@@ -20,7 +20,7 @@ from haq.nn.exportable import Exportable
 from haq.nn.tensorfile import write_tensors
 from haq.nn.tuned import Tuned
 from haq.precision import FORMATS, Assignment, Precision
-from haq.textfile import write_text
+from haq.textfile import write_file
 from haq.workload import LayerSpec
 
 SWAPPED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
@@ -54,12 +54,12 @@ def export(what: Exportable, out: Path, options: Mapping[str, str]) -> ExportRep
     chosen = entries(what.workload.layers, written)
     config = config_json(chosen)
     write_tensors(numbers, state_of(what.model, what.workload, runs, tuned), {"schema": NUMBERS})
-    write_text(table, json.dumps(config, indent=1) + "\n", "torchao config")
+    write_file(table, json.dumps(config, indent=1) + "\n", "torchao config")
     narrow = {name: dtype_of(p) for name, p in written.items() if "@" not in name and dtype_of(p) != "float32"}
     data = {"CONFIG": config, "DTYPES": narrow, "NUMBERS": numbers.name}
     functions = (dequantized, load_numbers, compute_in, quantize_with_torchao)
     about = f"{what.workload.name} for torchao: `quantize(model)` quantizes it and gives it haq's numbers."
-    write_text(script, source(about, "", data, functions) + LOAD, "loader")
+    write_file(script, source(about, "", data, functions) + LOAD, "loader")
     notes = ("torchao alone, from the JSON, finds scales of its own (largest magnitude); the Python file sets haq's",)
     return ExportReport("torchao", (table, script, numbers), tuple(lines.values()), notes)
 

@@ -1,5 +1,6 @@
 # make demo: the environment, the installation, and the main job on a real trained network.
 # make test: the environment, the installation, and every check that CI makes.
+# make test-nvidia: an environment with Model Optimizer and torchao, and the tests that run exported files in them.
 # Needs only Python >= 3.11 and make. `make PYTHON=python3.12 demo` chooses another interpreter.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ DEMO_TRIALS ?= 64
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check core wheel clean
+.PHONY: help demo test test-nvidia lint types check core wheel clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -60,6 +61,19 @@ CORE := accuracy candidate constraints cost cost_table errors fit float_glue fro
 	measurements pareto precision profile reasons rundir scaling sensitivity size space spec trust validation work workload
 core: $(VENV)/.test
 	$(BIN)/pytest $(CORE:%=tests/test_%.py)
+
+# Their dependencies are no part of `all`, so they have an environment of their own.
+NVIDIA := .venv-nvidia
+$(NVIDIA)/.test: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(NVIDIA)
+	$(NVIDIA)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1"
+	$(NVIDIA)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $$(grep '^torch==' constraints.txt)
+	$(NVIDIA)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		--editable '.[mnist,reviews,nvidia,torchao]' pytest hypothesis
+	@touch $@
+
+test-nvidia: $(NVIDIA)/.test
+	OMP_NUM_THREADS=1 $(NVIDIA)/bin/pytest tests/test_export_nvidia.py tests/test_export_nvidia_runs.py
 
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --wheel --no-isolation

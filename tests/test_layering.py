@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "haq"
 FILES = tuple(sorted(PACKAGE.rglob("*.py")))
 NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 
-HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime"}
+HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime", "modelopt", "torchao"}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch", "onnx"},
+    "export": {"torch", "onnx", "modelopt", "torchao"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},

@@ -41,6 +41,8 @@ class Lazy:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "json": Lazy("haq.export.canonical"),
+    "modelopt": Lazy("haq.export.modelopt"),
+    "torchao": Lazy("haq.export.torchao", "torchao"),
     "onnx-qdq": Lazy("haq.export.onnx_qdq", extra="onnx", options=("flavour",)),
 }
 """Format -> exporter, one file per format."""

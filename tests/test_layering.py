@@ -12,10 +12,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "haq"
 FILES = tuple(sorted(PACKAGE.rglob("*.py")))
 NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 
-HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime"}
+LITERT = {"litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert"}
+HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime", *LITERT}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch", "onnx"},
+    "export": {"torch", "onnx", *LITERT},
+    "verify": {"torch"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},
@@ -46,7 +48,7 @@ LAYERS = (
         "trust",
     },
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
+    {"report", "export", "verify", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
     {"api", "finetuning", "fitting", "resolving"},
     {"profiletext"},
     {"cli"},

@@ -41,5 +41,6 @@ class Lazy:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "json": Lazy("haq.export.canonical"),
+    "litert": Lazy("haq.export.litert", "litert", ("flavour",)),
 }
 """Format -> exporter, one file per format."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from haq.accuracy import Measurement
+from haq.configschema import SCHEMA
 from haq.errors import InputError
 from haq.front import Point
 from haq.precision import Assignment
 from haq.quality import WORST_CLASS
 from haq.textfile import write_text
 
-SCHEMA = "haq.config/v1"
 ONLY_MSE = ("bn_fold", "mse")
 """What every run did before a spec could name techniques."""
 

@@ -21,6 +21,7 @@ from haq.hardware.profile import FOLDER, HardwareProfile, build_profile, split_t
 from haq.precision import Assignment, Precision
 from haq.pricing import read_assignment
 from haq.resources import find_toml
+from haq.rundir import DEPLOYED_FOLDER, HISTORY_FILE, read_run
 from haq.spacefile import load_space, with_size
 from haq.tracecache import workload_of
 from haq.validation import load_toml
@@ -55,6 +56,8 @@ class Calibration:
 def calibrate(name_or_path: str, measurements: Path) -> Calibration:
     """Fit every [[fits]] table of a profile to the rows of its runtime; nothing is written.
 
+    measurements: a CSV, or a run directory, whose deployments are the rows.
+
     All free parameters start from their priors, and each fit then sees what the fits before it found, so the outcome
     depends on the profile's own figures only where they are not free. Raises InputError where the profile has no
     [[fits]], a runtime has no row, or a row does not fit the profile.
@@ -71,7 +74,9 @@ def calibrate(name_or_path: str, measurements: Path) -> Calibration:
             where=str(path),
             expected="tables [[fits]] with runtime and free",
         )
-    rows = [row for row in read_measurements(measurements) if split_target(row.target)[0] in (base, path.stem)]
+    is_run = measurements.is_dir()
+    every = rows_of_run(measurements) if is_run else read_measurements(measurements)
+    rows = [row for row in every if split_target(row.target)[0] in (base, path.stem)]
     for one in fits:
         if not any(row.runtime == one.runtime for row in rows):
             known = ", ".join(sorted({row.runtime for row in rows})) or f"none for target {base!r}"
@@ -80,8 +85,35 @@ def calibrate(name_or_path: str, measurements: Path) -> Calibration:
             )
     _, results = fitted(raw, fits, rows, measurements.parent)
     unseen = leave_one_model_out(raw, [one for one in fits if not one.option], rows, measurements.parent)
-    digest = hashlib.sha256(measurements.read_bytes()).hexdigest()
+    digest = hashlib.sha256((measurements / HISTORY_FILE if is_run else measurements).read_bytes()).hexdigest()
     return Calibration(path.stem, path, measurements, digest, fits, results, unseen)
+
+
+def rows_of_run(directory: Path) -> tuple[Measurement, ...]:
+    """What `haq verify --record` measured in a run, of artifacts that passed their gate, as rows of measurements.
+
+    Their assignments are the configs in the run's DEPLOYED_FOLDER. Raises InputError when there is none.
+    """
+    run = read_run(directory)
+    rows = tuple(
+        Measurement(
+            id=f"{found.config}-{number}",
+            target=found.target,
+            runtime=found.runtime,
+            space=str(run.info["provenance"]["model"]),
+            batch=found.batch,
+            precision=f"{DEPLOYED_FOLDER}/{found.config}.json",
+            latency_ms=found.latency_ms,
+            source=f"haq verify on {found.machine}",
+        )
+        for number, found in enumerate(run.history.deployments)
+        if found.passed
+    )
+    if not rows:
+        raise InputError(
+            "no artifact of the run was measured", where=str(directory), expected="haq verify CONFIG --record DIR first"
+        )
+    return rows
 
 
 def fitted(

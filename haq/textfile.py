@@ -11,7 +11,7 @@ from haq.errors import InputError
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole, so that a reader or a kill never sees half of it."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(text)
+    draft.write_bytes(text.encode())  # as they are, on every platform
     os.replace(draft, path)
 
 

@@ -17,20 +17,20 @@ HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onn
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
     "export": {"torch", "onnx", *LITERT},
-    "verify": {"torch"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},
+    "verify": {"onnx", "onnxruntime", "torch"},
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache"}
+GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache", "haq.verifying"}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
-    {"constraints", "candidate", "pareto", "expected", "surrogate"},
+    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate"},
     {"terms", "quiet", "linear", "allocate", "sweep"},
     {"grouping", "validation"},
     {
@@ -46,10 +46,12 @@ LAYERS = (
         "textfile",
         "tomltext",
         "trust",
+        "configschema",
     },
-    {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "export", "verify", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
-    {"api", "finetuning", "fitting", "resolving"},
+    {"engine", "nn", "measure", "history", "front", "configcheck", "configfile", "config", "rundir", "outputs"},
+    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
+    {"verify"},
+    {"api", "finetuning", "fitting", "resolving", "verifying"},
     {"profiletext"},
     {"cli"},
 )

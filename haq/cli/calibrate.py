@@ -27,7 +27,8 @@ def calibrate(profile: str, measurements: Path, out: Path | None, *, as_json: bo
     """Fit the free parameters of PROFILE to the latencies in MEASUREMENTS.
 
     PROFILE is a name of `haq targets` or a TOML path whose [[fits]] tables say what is free and what is expected of it;
-    MEASUREMENTS a CSV with the columns id, target, runtime, space, input, batch, precision, latency_ms, source, note.
+    MEASUREMENTS a CSV with the columns id, target, runtime, space, input, batch, precision, latency_ms, source, note,
+    or a run directory, of which what `haq verify --record` measured is taken.
     Nothing is written without --out, which may be PROFILE itself.
     """
     found = run_calibration(profile, measurements)

@@ -113,6 +113,8 @@ def report(directory: Path) -> None:
     echo("")
     for name, found in front_rows(run).items():
         show_front(run, name, found)
+    if run.history.deployments:
+        show_deployments(run)
     echo(f"wrote {directory / 'front.png'}")
 
 
@@ -148,6 +150,27 @@ def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
         "fallbacks",
     )  # fmt: skip
     table(title, columns, [_cells(row, run.metric) for row in rows], left=2)
+
+
+def show_deployments(run: Run) -> None:
+    """Print what exported artifacts measured in their runtimes beside what was modelled and simulated."""
+    rows, metric = [], run.metric
+    for found in run.history.deployments:
+        modelled = found.modelled_ms
+        times = ("unknown", "") if modelled is None else (milliseconds(modelled), f"{found.latency_ms / modelled:.2f}x")
+        measured = found.measurement
+        rows.append((
+            found.config, found.target, found.format, str(found.batch), times[0], milliseconds(found.latency_ms),
+            times[1], measured.split, metric.shown(found.simulated), metric.shown(found.accuracy),
+            metric.points(measured.drop_points), megabytes(found.initializer_bytes), "yes" if found.passed else "NO",
+        ))  # fmt: skip
+    columns = (
+        "id", "target", "format", "batch", "ms modelled", "ms measured", "ratio", "split", f"{metric.noun} simulated",
+        "in the artifact", "drop, points", "MB", "passed",
+    )  # fmt: skip
+    table("artifacts that were run (haq verify --record)", columns, rows, left=3)
+    for where in dict.fromkeys(f"{found.runtime} on {found.machine}" for found in run.history.deployments):
+        echo(f"measured by {where}; a model of another device says nothing about that machine")
 
 
 def _cells(row: Mapping[str, Any], metric: MainMetric) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from haq.export.litert_quantize import quantized
 from haq.export.litert_run import quiet
 from haq.export.litert_sites import Site, find_sites
 from haq.export.report import ExportReport, LayerWritten
-from haq.export.tflite import Tflite
+from haq.export.tflite import CONFIG_KEY, LAYERS_KEY, Tflite
 from haq.nn.exportable import Exportable
 from haq.nn.quantizers import QuantizedWeight, cast
 from haq.nn.task import Inputs
@@ -48,7 +48,8 @@ def export(what: Exportable, where: Path, options: Mapping[str, str]) -> ExportR
     named = _rename(file, found, {layer.name: layer for layer in what.workload.layers}, model)
     content, notes = quantized(file, [(site, plans[site.layer]) for site in found], what)
     done = Tflite(content)
-    done.describe({"layers": named, "config": what.config.get("id"), "model": what.config.get("model")})
+    done.add_note(LAYERS_KEY, named)
+    done.add_note(CONFIG_KEY, dict(what.config))
     content = done.to_bytes()
     check_written(Tflite(content), plans, named)
     _write(where, content)

@@ -19,7 +19,7 @@ from haq.nn.task import Inputs, batch_size
 class Runner:
     """An interpreter with its tensors allocated. It changes as it runs."""
 
-    def __init__(self, content: bytes, *, where: str = "", threads: int = 1, keep_all: bool = False) -> None:
+    def __init__(self, content: bytes, *, threads: int = 1, keep_all: bool = False) -> None:
         """keep_all: every tensor can be read after a run, which XNNPACK's fused kernels do not allow: slower.
 
         Raises MissingExtra without the extra `litert`, InputError where the runtime refuses the file.
@@ -40,7 +40,7 @@ class Runner:
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                "LiteRT does not open the file", where=where, got=str(error).splitlines()[0],
+                "LiteRT does not open the file", got=str(error).splitlines()[0],
                 expected="a whole .tflite", way_out="export it again",
             ) from error  # fmt: skip
         (signature,) = self._interpreter.get_signature_list().values()

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from haq.errors import InputError, MissingExtra
 from haq.precision import FORMATS, Precision
 
-METADATA = b"haq"
-"""Name of the metadata entry that says which constant is which layer's weight."""
+CONFIG_KEY = "haq.config"
+"""Name of the metadata entry that holds the config that the file was made from."""
+
+LAYERS_KEY = "haq.layers"
+"""Name of the metadata entry that says which constant is which layer's weight: layer -> name of the tensor."""
 
 _FORMATS = {"FLOAT32": "fp32", "FLOAT16": "fp16", "INT8": "int8", "INT4": "int4", "INT16": "int16"}
 
@@ -32,7 +35,7 @@ class Op:
 class Tflite:
     """A parsed file of one subgraph. `model` may be edited; `to_bytes` writes it as it then is."""
 
-    def __init__(self, content: bytes, *, where: str = "") -> None:
+    def __init__(self, content: bytes) -> None:
         """Raises InputError on what is not a whole `.tflite`, MissingExtra without the extra `litert`."""
         self._library = flatbuffer_utils()
         try:
@@ -40,7 +43,7 @@ class Tflite:
             self.graph = self.model.subgraphs[0]
         except Exception as error:  # the reader indexes into the bytes and fails in any way there is
             raise InputError(
-                "not a whole .tflite", where=where, got=f"{len(content)} bytes, {type(error).__name__}",
+                "not a whole .tflite", got=f"{len(content)} bytes, {type(error).__name__}",
                 expected="a flatbuffer TFL3", way_out="export it again",
             ) from error  # fmt: skip
 
@@ -118,22 +121,20 @@ class Tflite:
     def rename(self, tensor: int, name: str) -> None:
         self.graph.tensors[tensor].name = name.encode()
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """What haq wrote about the file: `layers` (layer -> name of its weight) and whose it is; empty if not haq's."""
+    def note(self, name: str) -> Any:
+        """The JSON of a metadata entry; None where the file has none of this name."""
         for entry in self.model.metadata or ():
-            if entry.name == METADATA:
-                found: dict[str, Any] = json.loads(bytes(memoryview(self.model.buffers[entry.buffer].data)))
-                return found
-        return {}
+            if entry.name == name.encode():
+                return json.loads(bytes(memoryview(self.model.buffers[entry.buffer].data)))
+        return None
 
-    def describe(self, about: Mapping[str, Any]) -> None:
-        """Add what haq has to say of the file."""
+    def add_note(self, name: str, content: Any) -> None:
+        """Add a metadata entry."""
         schema = self._library.schema_fb
         buffer, entry = schema.BufferT(), schema.MetadataT()
-        buffer.data = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        buffer.data = np.frombuffer(json.dumps(content).encode(), np.uint8)
         self.model.buffers.append(buffer)
-        entry.name, entry.buffer = METADATA, len(self.model.buffers) - 1
+        entry.name, entry.buffer = name.encode(), len(self.model.buffers) - 1
         self.model.metadata = [*(self.model.metadata or ()), entry]
 
     def to_bytes(self) -> bytes:
@@ -141,9 +142,9 @@ class Tflite:
 
     @property
     def weights(self) -> dict[str, int]:
-        """Layer -> tensor number of its weight, as haq described the file; layers that are not found are left out."""
+        """Layer -> tensor number of its weight, as haq noted; layers that are not found are left out."""
         numbers = {self.name(i): i for i in range(len(self.graph.tensors))}
-        named = self.about.get("layers", {})
+        named: Mapping[str, str] = self.note(LAYERS_KEY) or {}
         return {layer: numbers[name] for layer, name in named.items() if name in numbers}
 
     def precision(self, weight: int) -> Precision | None:

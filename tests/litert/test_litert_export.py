@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from export_nets import exportable_of, numbers, picture_bundle
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from haq.errors import InputError
@@ -18,13 +19,15 @@ from haq.export.litert_plan import LayerPlan
 from haq.export.litert_quantize import check_rules
 from haq.export.litert_sites import find_sites
 from haq.export.report import ExportReport
-from haq.export.tflite import Tflite
+from haq.export.tflite import CONFIG_KEY, Tflite
 from haq.hardware.size import size_bytes
 from haq.nn.exportable import Exportable
 from haq.nn.quantizers import QuantizedWeight
 from haq.nn.task import forward
 from haq.precision import Precision
-from haq.verify.litert_runtime import LitertArtifact
+from haq.verify.artifact import Artifact, Broken, open_artifact
+from haq.verify.litert_runtime import embedded_config
+from haq.verify.measuring import How, measure
 
 MIXED = {"stem": "fp32/fp32", "depthwise": "int8/int8", "pointwise": "int4/int8", "head": "fp16/fp16"}
 LAYERS = tuple(MIXED)
@@ -50,12 +53,19 @@ class Bends(nn.Module):
         return self.head(torch.relu(self.up(x.flatten(1))))
 
 
-def exported(what: Exportable, folder: Path, flavour: str = "static") -> tuple[ExportReport, LitertArtifact]:
+def exported(what: Exportable, folder: Path, flavour: str = "static") -> tuple[ExportReport, Artifact]:
     report = EXPORTERS["litert"](what, folder / "model.tflite", {"flavour": flavour})
-    return report, LitertArtifact(report.files[0])
+    return report, open_artifact(report.files[0], what.config)
 
 
-def largest_gap(what: Exportable, artifact: LitertArtifact) -> float:
+def stored_codes(file: Tflite, layer: str, depthwise: bool) -> NDArray[np.int8]:
+    """A layer's codes in torch's order: the file has channels last, and a depthwise weight as (1, h, w, channels)."""
+    codes = file.codes(file.weights[layer])
+    assert codes is not None
+    return codes if codes.ndim == 2 else np.moveaxis(codes, 3, 0 if depthwise else 1)
+
+
+def largest_gap(what: Exportable, artifact: Artifact) -> float:
     """The largest difference to the simulation, as a share of the outputs' range."""
     batch = (numbers(16, *next(iter(what.example)).shape[1:], seed=9),)
     with torch.inference_mode():
@@ -100,17 +110,19 @@ def test_strides_groups_twins_and_pooling_are_found_and_run(fmt: str, tmp_path: 
 def test_the_file_holds_haqs_codes_and_scales(layers: dict[str, str] | str, tmp_path: Path) -> None:
     what = exportable_of(picture_bundle(), layers)
     _, artifact = exported(what, tmp_path)
-    found = artifact.scales()
+    file = Tflite(artifact.file.read_bytes())
+    evidence = measure(artifact, what, How("search", repeats=1))
     integer = [layer for layer in what.workload.layers if what.executed.precision(layer.name).weight.is_integer]
-    assert set(found) == {layer.name for layer in integer}
+    assert set(evidence.scales) == {(layer.name, which) for layer in integer for which in ("weight", "operand 0")}
+    for asked, got in evidence.scales.values():
+        assert np.array_equal(asked.astype(np.float32), got)
     for layer in integer:
         assert layer.weight is not None
         stored = what.numbers.weights[layer.weight.key]
         assert isinstance(stored, QuantizedWeight)
-        assert np.array_equal(artifact.codes(layer.name), stored.codes.numpy())
-        assert np.array_equal(found[layer.name].weight, stored.scales.numpy())
-        quantizer = what.numbers.quantizers[layer.name, 0]
-        assert found[layer.name].input == (quantizer.scale, quantizer.zero_point)
+        assert np.array_equal(stored_codes(file, layer.name, layer.is_depthwise), stored.codes.numpy())
+        (op,) = file.users(file.weights[layer.name])
+        assert file.zero_points(op.inputs[0]) == [what.numbers.quantizers[layer.name, 0].zero_point - 128]
 
 
 @pytest.mark.parametrize(("layers", "more"), [("int8/int8", 0), ("int4/int8", 0), (MIXED, 5 * 2), ("fp32/fp32", 0)])
@@ -119,7 +131,7 @@ def test_the_parameters_take_what_the_config_promises(layers: dict[str, str] | s
     what = exportable_of(picture_bundle(), layers)
     _, artifact = exported(what, tmp_path)
     zeros = 16 * 4  # the bias that LiteRT adds to the pointwise convolution, which has none
-    assert artifact.initializer_bytes() == size_bytes(what.workload, what.executed) + zeros + more
+    assert artifact.size_bytes().initializer_bytes == size_bytes(what.workload, what.executed) + zeros + more
 
 
 def test_an_int8_layer_writes_the_codes_that_the_next_one_reads(tmp_path: Path) -> None:
@@ -152,7 +164,7 @@ def test_a_layer_left_in_float_is_named(tmp_path: Path) -> None:
     what = exportable_of(picture_bundle(), {**MIXED, "pointwise": "fp32/fp32"})
     _, artifact = exported(what, tmp_path)
     plans = {name: LayerPlan("static", Precision.parse(text)) for name, text in MIXED.items()}
-    named = artifact.about["layers"]
+    named = dict.fromkeys(MIXED, "")
     with pytest.raises(InputError, match="pointwise: the rule for the layer took no effect; got 'fp32/fp32'"):
         check_written(Tflite(artifact.file.read_bytes()), plans, named)
 
@@ -163,22 +175,25 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     whole = artifact.file.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 4096):
         (tmp_path / "cut.tflite").write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"cut\.tflite"):
-            LitertArtifact(tmp_path / "cut.tflite")
+        with pytest.raises(Broken, match=r"cut\.tflite"):
+            open_artifact(tmp_path / "cut.tflite", what.config)
     with pytest.raises(InputError, match="the inputs are not those of the file"):
         artifact.run((numbers(1, 3, 9, 9),))
-    with pytest.raises(InputError, match="absent"):
-        LitertArtifact(tmp_path / "absent.tflite")
 
 
 def test_the_file_says_whose_it_is_and_how_long_it_takes(tmp_path: Path) -> None:
-    what = exportable_of(picture_bundle(), "int8/int8")
+    what = exportable_of(picture_bundle(), MIXED)
     _, artifact = exported(what, tmp_path)
-    assert artifact.about["config"] == "abc"
-    assert artifact.about["model"]["weights_hash"] == what.config["model"]["weights_hash"]
-    times = artifact.latency_ms(what.example, 3)
-    assert len(times) == 3
-    assert min(times) > 0
+    assert Tflite(artifact.file.read_bytes()).note(CONFIG_KEY) == what.config
+    evidence = measure(artifact, what, How("search", repeats=3))
+    assert evidence.latency is not None
+    assert evidence.latency.median_ms > 0
+    assert evidence.arithmetic == {"stem": "fp32", "depthwise": "int8", "pointwise": "int8", "head": "fp32"}
+    bare = Tflite(artifact.file.read_bytes())
+    bare.model.metadata = []
+    artifact.file.write_bytes(bare.to_bytes())
+    with pytest.raises(InputError, match="the artifact holds no config"):
+        embedded_config(artifact.file)
 
 
 def test_without_data_only_dynamic_scales_are_possible(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ DEMO_TRIALS ?= 64
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-nvidia lint types check core wheel clean
+.PHONY: help demo test test-litert test-nvidia lint types check core wheel clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -75,8 +75,22 @@ $(NVIDIA)/.test: constraints.txt pyproject.toml
 test-nvidia: $(NVIDIA)/.test
 	OMP_NUM_THREADS=1 $(NVIDIA)/bin/pytest tests/test_export_nvidia.py tests/test_export_nvidia_runs.py
 
+# make test-litert: the tests of the LiteRT exporter, in an environment of their own (2.5 GB with torch).
+# Its dependencies, jax and transformers among them, hold pydantic and typing_extensions back; warnings are theirs.
+LITERT := .venv-litert
+$(LITERT)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(LITERT)
+	$(LITERT)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1"
+	$(LITERT)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(LITERT)/bin/python -m pip install --quiet --editable '.[mnist,solar,litert]' "pytest>=8"
+	@touch $@
+
+test-litert: $(LITERT)/.installed
+	PYTHONPATH=tests OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+		$(LITERT)/bin/python -m pytest -o addopts=-q -o filterwarnings=default -p no:anyio tests/litert
+
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LITERT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

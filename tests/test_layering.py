@@ -12,10 +12,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "haq"
 FILES = tuple(sorted(PACKAGE.rglob("*.py")))
 NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 
-HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime", "modelopt", "torchao"}
+LITERT = {"litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert"}
+HEAVY = {
+    "torch",
+    "optuna",
+    "matplotlib",
+    "transformers",
+    "plotly",
+    "onnx",
+    "onnxruntime",
+    "modelopt",
+    "torchao",
+    *LITERT,
+}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch", "onnx", "modelopt", "torchao"},
+    "export": {"torch", "onnx", "modelopt", "torchao", *LITERT},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},

@@ -44,5 +44,6 @@ EXPORTERS: Mapping[str, Exporter] = {
     "modelopt": Lazy("haq.export.modelopt"),
     "torchao": Lazy("haq.export.torchao", "torchao"),
     "onnx-qdq": Lazy("haq.export.onnx_qdq", extra="onnx", options=("flavour",)),
+    "litert": Lazy("haq.export.litert", "litert", ("flavour",)),
 }
 """Format -> exporter, one file per format."""

@@ -106,6 +106,7 @@ class Lazy:
 
 RUNTIMES: Mapping[str, Lazy] = {
     "onnx-qdq": Lazy("haq.verify.onnx_runtime", ".onnx", "onnx"),
+    "litert": Lazy("haq.verify.litert_runtime", ".tflite", "litert"),
 }
 """Format -> what opens it, by the names of `haq.export.EXPORTERS`."""
 

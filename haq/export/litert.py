@@ -23,6 +23,7 @@ from haq.nn.quantizers import QuantizedWeight, cast
 from haq.nn.task import Inputs
 from haq.nn.tuned import bias_key, joined
 from haq.precision import FORMATS, Precision
+from haq.textfile import write_file
 from haq.workload import LayerSpec
 
 FLOAT_NOTE = "ops between layers (additions, pooling, activations that are not fused) compute in fp32"
@@ -52,7 +53,7 @@ def export(what: Exportable, where: Path, options: Mapping[str, str]) -> ExportR
     done.add_note(CONFIG_KEY, dict(what.config))
     content = done.to_bytes()
     check_written(Tflite(content), plans, named)
-    _write(where, content)
+    write_file(where, content, "LiteRT model")
     layers = tuple(
         LayerWritten(
             layer.name,
@@ -142,16 +143,3 @@ def _rename(file: Tflite, sites: Iterable[Site], layers: Mapping[str, LayerSpec]
         if bias >= 0 and len(file.readers(bias)) == 1 and (key := bias_key(model, layer)) is not None:
             file.rename(bias, key)
     return named
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".part")
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(
-            "cannot write the LiteRT model", where=str(path), got=error.strerror, expected="a writable path"
-        ) from None

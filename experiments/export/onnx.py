@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python experiments/export/onnx.py [SPACE ...]
 
-Per network three points of fronts on `reference`: uniform int8, and the two points with the most different bit-widths
-of a search in which one layer is pinned to 32 and one to 16 bits, so that artifacts hold int4, int8, fp16 and fp32 side
-by side. Searches run in `runs/export/` and go on where they stopped. Writes onnx.csv, rows of other networks stay:
+Per network three points of fronts on `reference`: uniform int8, and two points with the most different bit-widths of
+searches in which some layers are pinned to 32, 16 and 8 bits, so that artifacts hold int4, int8, fp16 and fp32 side by
+side. Searches run in `runs/export/` and go on where they stopped. Writes onnx.csv, rows of other networks stay:
 accuracy of artifact and simulation on the search split (*measured*), agreement, the largest output error, bytes of the
 stored numbers against those promised, and the gate's verdict with its default limits.
 """
@@ -22,12 +22,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS, RUNS = HERE / "onnx.csv", Path("runs/export")
 PINS = {
-    "mnist_resnet18": {"conv1": 32, "fc": 16},
-    "mnist_mobilenet_v3_small": {"features.0.0": 32, "classifier.3": 16},
-    "reviews_minilm": {"bert.encoder.layer.0.output.dense": 32, "classifier": 16},
-    "solar_efficientnet_lite0": {"_conv_stem": 32, "_fc": 16},
+    "mnist_resnet18": ({"conv1": 32, "fc": 16, "layer2.*": 8}, {"conv1": 16, "layer1.*": 8, "layer2.0.conv2": 32}),
+    "mnist_mobilenet_v3_small": (
+        {"features.0.0": 32, "classifier.3": 16, "features.4.*": 8},
+        {"features.0.0": 16, "features.3.*": 32, "features.5.*": 8},
+    ),
+    "reviews_minilm": ({"bert.encoder.layer.0.output.dense": 32, "classifier": 16},),
+    "solar_efficientnet_lite0": ({"_conv_stem": 32, "_fc": 16},),
 }
-"""Space -> layer -> the one bit-width that it takes in the second search."""
+"""Space -> pins of one or two further searches: layer -> the one bit-width that it takes."""
 
 COLUMNS = [
     "space", "config", "kind", "layers_int4", "layers_int8", "layers_fp16", "layers_fp32", "samples", "split",
@@ -48,14 +51,17 @@ def main(spaces: list[str]) -> None:
 
 
 def configs(space: str) -> Iterator[tuple[str, Path]]:
-    """The uniform int8 point, and the two of most different widths of the pinned search's front."""
+    """The uniform int8 point, and two of most different widths from the fronts of the pinned searches."""
     uniform = search(space, "uniform", "--trials", "1")
     yield from (("uniform int8", path) for path in sorted(uniform.glob("configs/*.json"))[:1])
-    pins = [part for layer, bits in PINS[space].items() for part in ("--pin", f"{layer}={bits}")]
-    mixed = search(space, "mixed", "--trials", "16", *pins)
-    found = sorted(mixed.glob("configs/*.json"))
-    richest = sorted(found, key=lambda path: (-sum(n > 0 for n in counts(path).values()), -spread(path)))
-    yield from (("mixed", path) for path in richest[:2])
+    points = []
+    for number, pinned in enumerate(PINS[space]):
+        pins = [part for layer, bits in pinned.items() for part in ("--pin", f"{layer}={bits}")]
+        out = search(space, f"mixed{number or ''}", "--trials", "16", *pins)
+        found = sorted(out.glob("configs/*.json"))
+        richest = sorted(found, key=lambda path: (-sum(n > 0 for n in counts(path).values()), -spread(path)))
+        points.append(richest[: 2 // len(PINS[space])])
+    yield from (("mixed", path) for chosen in points for path in chosen)
 
 
 def search(space: str, name: str, *arguments: str) -> Path:

@@ -80,15 +80,19 @@ class Surrogate:
 
     def predict(self, levels: Levels) -> tuple[Floats, Floats]:
         """((n,), (n,)) mean and standard deviation of the drop in points, at this slope; levels: (n, groups)."""
-        groups = np.arange(len(self.table))
-        divergence = self.corrected[groups, levels].sum(axis=1)
+        mean = self.mean(levels)
         shares = _shares(self.table, levels)
         prior = PRIOR_DEVIATION**2
         variance = prior * (shares**2).sum(axis=1)
         if len(self.rows):
             cross = prior * shares @ self.rows.T
             variance = np.maximum(0.0, variance - np.einsum("ij,jk,ik->i", cross, self.solved, cross))
-        return self.slope * divergence, self.slope * divergence * np.sqrt(variance + self.spread**2)
+        return mean, mean * np.sqrt(variance + self.spread**2)
+
+    def mean(self, levels: Levels) -> Floats:
+        """(n,) the mean of `predict` alone, in a hundredth of the time."""
+        divergence: Floats = self.corrected[np.arange(len(self.table)), levels].sum(axis=1)
+        return self.slope * divergence
 
 
 def with_slope_error(surrogate: Surrogate, levels: Levels) -> tuple[Floats, Floats]:

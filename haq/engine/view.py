@@ -73,7 +73,7 @@ class View:
 
     def predicted(self, model: Surrogate, points: Points) -> Floats:
         """(n, 3) size_bytes, latency_ms and predicted drop."""
-        return np.column_stack([self.costs(points), model.predict(points)[0]])
+        return np.column_stack([self.costs(points), model.mean(points)])
 
     def believed(self, model: Surrogate, seen: Observations) -> Floats:
         """(n, 3) the same of what was measured: a drop is what measurement and prediction together say.

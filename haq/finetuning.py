@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haq.errors import InputError
-from haq.resources import shipped_names
-from haq.spacefile import FOLDER, load_space
+from haq.spacefile import space_of_config
 
 if TYPE_CHECKING:  # names for annotations only; at run time they would load torch
     from haq.nn.finetune import EpochDone, Started
@@ -39,14 +37,8 @@ def finetune(
     chosen, files = TuneOptions(**options), Files(config, out)
     check_options(chosen)
     raw = readable_config(files)
-    name = given.get("space", raw["model"].get("model"))
-    if "space" not in given and name not in shipped_names(FOLDER):
-        raise InputError(
-            "the config's network came from outside haq", where=str(config), got=name,
-            expected="--space (and --model, --weights, --data, --train-data) again",
-            way_out="nothing is loaded because a config names it",
-        )  # fmt: skip
-    space, paths = load_space(name), {key: Path(value) for key, value in given.items()}
+    space = space_of_config(raw, given.get("space"), where=str(config))
+    paths = {key: Path(value) for key, value in given.items()}
     # Cheap failures first: the data to train on are opened before a network is loaded.
     batches = training_batches(space, paths.get("train_data"), paths.get("data"), paths.get("weights"))
     bundle = load_bundle(space, weights=given.get("weights"), data=given.get("data"), model=given.get("model"))

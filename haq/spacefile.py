@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +147,22 @@ def load_space(name_or_path: str | Path) -> SpaceFile:
     space = validate(SpaceFile, load_toml(path), where=str(path))
     space._path = path
     return space
+
+
+def space_of_config(raw: Mapping[str, Any], given: str | None, *, where: str) -> SpaceFile:
+    """The space of a config's network. given: the user's own, named again.
+
+    Raises InputError on a config whose space haq does not ship and that is not given: a config loads no code.
+    """
+    model = raw.get("model")
+    name = model.get("model") if isinstance(model, dict) else None
+    if given is None and name not in shipped_names(FOLDER):
+        raise InputError(
+            "the config's network came from outside haq", where=where, got=name,
+            expected="--space (and --model, --weights, --data) again, as the search had them",
+            way_out="nothing is loaded because a config names it",
+        )  # fmt: skip
+    return load_space(str(name) if given is None else given)
 
 
 def list_spaces() -> tuple[SpaceFile, ...]:

@@ -74,6 +74,10 @@ class Stack:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    def without_structure(self) -> Stack:
+        """The stack for a network that stays as it is."""
+        return Stack(tuple(name for name in self.names if name not in STRUCTURE))
+
     @property
     def ranges(self) -> str:
         """How weight ranges are chosen."""

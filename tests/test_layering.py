@@ -15,7 +15,7 @@ NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime"}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch"},
+    "export": {"torch", "onnx"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},
@@ -46,7 +46,7 @@ LAYERS = (
         "trust",
     },
     {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
+    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
     {"api", "finetuning", "fitting", "resolving"},
     {"profiletext"},
     {"cli"},

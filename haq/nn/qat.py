@@ -13,9 +13,9 @@ from haq.nn.lsq import LearnedBias, LearnedOperand, LearnedWeight, Stored, round
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import executed_weight, largest_by_channel
 from haq.nn.simulate import Simulator
-from haq.nn.tuned import Tuned, bias_key, joined, operands, part
+from haq.nn.tuned import Tuned, bias_key, check_ties, joined, operands, part
 from haq.nn.visible import instrument_visibly
-from haq.precision import FORMATS, Assignment, Precision
+from haq.precision import FORMATS, Assignment
 from haq.workload import LayerSpec, Workload, elements
 
 
@@ -33,7 +33,7 @@ class Trainable(nn.Module):
         simulator = Simulator(model, workload, calibration)
         simulator.build(executed)  # refuses what does not fit
         _check_scales(workload, executed)
-        _check_ties(workload, executed)
+        check_ties(workload, executed)
         network = shared_copy(model).eval()
         # In tuples: their parameters are no part of this module.
         self._model, self._network, self._functional = (model,), (network,), calibration.functional
@@ -131,15 +131,3 @@ def _bias_unit(weight: Tensor, channel_axis: int, int8_scale: float) -> Tensor:
     """(channels,) what the largest weight adds at half of the operand's range: biases learn as fast as weights do."""
     largest = largest_by_channel(weight, channel_axis) * (int8_scale * 128)
     return torch.where(largest > 0, largest, torch.ones_like(largest))
-
-
-def _check_ties(workload: Workload, executed: Assignment) -> None:
-    first: dict[str, tuple[str, Precision]] = {}
-    for layer in workload.layers:
-        if layer.weight is not None:
-            name, precision = first.setdefault(layer.weight.key, (layer.name, executed.precision(layer.name)))
-            if precision != executed.precision(layer.name):
-                raise InputError(
-                    "layers that share one weight are trained in one precision only", where=layer.name,
-                    got=str(executed.precision(layer.name)), expected=f"{precision}, as {name} takes",
-                )  # fmt: skip

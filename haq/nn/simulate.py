@@ -67,38 +67,38 @@ class Simulator:
                 got=f"no ranges for {', '.join(missing[:5])}",
                 way_out="calibrate with this model and workload",
             )
-        self._model, self._workload, self._calibration = model, workload, calibration
+        self.model, self.workload, self.calibration = model, workload, calibration
         self._layers = QuantizedLayers(model, workload, Recipe(calibration.stack, calibration.batches, folder))
         self._in_place = sole_readers(workload) if in_place else frozenset()
         self._clamps = clamps(model, workload) if in_place else ()
 
     def build(self, executed: Assignment) -> nn.Module:
         """A model in the executed precisions; raises InputError if the assignment does not fit the workload."""
-        functional = self._calibration.functional
-        precisions = _check(executed, self._workload, functional)
+        functional = self.calibration.functional
+        precisions = _check(executed, self.workload, functional)
         self._layers.prepare(precisions)
-        model = shared_copy(self._model)
+        model = shared_copy(self.model)
         modules = dict(model.named_modules())
         swapped = set()
-        for layer in self._workload.layers:
+        for layer in self.workload.layers:
             if layer.weight is not None and layer.name not in functional and precisions[layer.name] != FP32:
                 self._swap(modules, layer, precisions[layer.name])
                 swapped.add(layer.module)
-        functional_parameters = _Functional(self._workload, self._layers, swapped)
-        rounding = _Rounding(precisions, self._calibration, functional_parameters, self._in_place)
+        functional_parameters = _Functional(self.workload, self._layers, swapped)
+        rounding = _Rounding(precisions, self.calibration, functional_parameters, self._in_place)
         changed = {n for n, p in precisions.items() if p != FP32}
         if not changed:
             return model
-        if functional or any(layer.kind == "matmul" for layer in self._workload.layers):
-            instrument_ops(model, self._workload, rounding, changed)
+        if functional or any(layer.kind == "matmul" for layer in self.workload.layers):
+            instrument_ops(model, self.workload, rounding, changed)
         else:
             reading = {n for n, p in precisions.items() if p.activation != FP32.activation}
             writing = {n for n, p in precisions.items() if arithmetic(p) != FP32.activation}
-            instrument_modules(model, self._workload, rounding, reading, writing)
+            instrument_modules(model, self.workload, rounding, reading, writing)
         for clamp in self._clamps:
             fmt = precisions[clamp.layer].activation
             is_static = fmt.is_integer and not fmt.per_token
-            if is_static and clamp.is_part_of(self._calibration.quantizer(clamp.layer, 0, fmt)):
+            if is_static and clamp.is_part_of(self.calibration.quantizer(clamp.layer, 0, fmt)):
                 model.set_submodule(clamp.module, nn.Identity())
         return model
 

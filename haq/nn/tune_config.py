@@ -24,7 +24,7 @@ from haq.nn.training import BatchSource
 from haq.nn.tuned import Tuned, build_tuned, file_hash, write_tuned
 from haq.precision import Precision
 from haq.rundir import versions
-from haq.techniques import DEFAULT_STACK, STRUCTURE, Stack
+from haq.techniques import DEFAULT_STACK, Stack
 
 METRICS = {SEARCH: "accuracy", VALIDATION: "accuracy_validation"}
 """Split -> its key among a config's metrics."""
@@ -136,8 +136,8 @@ def _how(raw: Mapping[str, Any]) -> dict[str, Any]:
     Structural techniques are left out: training starts from the network as it is.
     """
     said = raw.get("quantization", {})
-    names = [name for name in said.get("ptq", DEFAULT_STACK) if name not in STRUCTURE]
-    return {"stack": Stack.of(names), "observer": said.get("observer", DEFAULT_OBSERVER)}
+    stack = Stack.of(said.get("ptq", DEFAULT_STACK)).without_structure()
+    return {"stack": stack, "observer": said.get("observer", DEFAULT_OBSERVER)}
 
 
 def _measurements(job: Job, found: Finetuned) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,6 +17,7 @@ from haq.nn.calibrate import Operand
 from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
 from haq.nn.lsq import Stored
 from haq.nn.ptq.layers import arithmetic
+from haq.nn.ptq.per_token import round_per_token
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, executed_weight
 from haq.nn.tensorfile import read_tensors, write_tensors
 from haq.precision import Assignment, Precision
@@ -82,8 +83,10 @@ class _Frozen:
         self._quantizers = quantizers
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        quantizer = self._quantizers.get((layer, index))
-        return cast(x, self._precisions[layer].activation) if quantizer is None else quantizer(x)
+        quantizer, fmt = self._quantizers.get((layer, index)), self._precisions[layer].activation
+        if quantizer is not None:
+            return quantizer(x)
+        return round_per_token(x, fmt) if fmt.per_token else cast(x, fmt)
 
     def output(self, layer: str, y: Tensor) -> Tensor:
         return cast(y, arithmetic(self._precisions[layer]))
@@ -199,10 +202,26 @@ def tuned_from(
 
 
 def operands(layer: LayerSpec, precision: Precision) -> tuple[Operand, ...]:
-    """The layer's operands that are rounded to an integer format; the indices of an embedding are none."""
-    if layer.kind == "embedding" or not precision.activation.is_integer:
+    """The layer's operands that are rounded with a scale of their own; the indices of an embedding are none.
+
+    Per token the scale is found as the network runs.
+    """
+    if layer.kind == "embedding" or not precision.activation.is_integer or precision.activation.per_token:
         return ()
     return tuple((layer.name, index) for index in range(2 if layer.kind == "matmul" else 1))
+
+
+def check_ties(workload: Workload, executed: Assignment) -> None:
+    """Raise InputError where layers that share one weight are not in one precision: it is stored once."""
+    first: dict[str, tuple[str, Precision]] = {}
+    for layer in workload.layers:
+        if layer.weight is not None and layer.name in executed:
+            name, precision = first.setdefault(layer.weight.key, (layer.name, executed.precision(layer.name)))
+            if precision != executed.precision(layer.name):
+                raise InputError(
+                    "layers that share one weight take one precision, for it is stored once", where=layer.name,
+                    got=str(executed.precision(layer.name)), expected=f"{precision}, as {name} takes",
+                )  # fmt: skip
 
 
 def _rows(key: str) -> tuple[int, int]:

@@ -41,5 +41,6 @@ class Lazy:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "json": Lazy("haq.export.canonical"),
+    "qwix": Lazy("haq.export.qwix"),
 }
 """Format -> exporter, one file per format."""

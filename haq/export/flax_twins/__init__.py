@@ -1,4 +1,4 @@
-"""Flax linen twins of the built-in networks: `flax_twin` builds one, `carried` are the float parameters it takes over."""
+"""Flax linen twins of the built-in networks, built from the torch modules themselves."""
 
 from __future__ import annotations
 

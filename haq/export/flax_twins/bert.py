@@ -16,28 +16,26 @@ def embeddings(twin: Twin, ids: jax.Array) -> jax.Array:
     """Word, type and position summed and normalized. ids: (batch, tokens)."""
     positions = jnp.arange(ids.shape[1])[None]
     x = run(twin, "word_embeddings", ids) + run(twin, "token_type_embeddings", jnp.zeros_like(ids))
-    return run(twin, "LayerNorm", x + run(twin, "position_embeddings", positions))  # type: ignore[no-any-return]
+    return run(twin, "LayerNorm", x + run(twin, "position_embeddings", positions))
 
 
 def self_attention(twin: Twin, x: jax.Array, mask: jax.Array) -> jax.Array:
     """mask: (batch, 1, 1, tokens), added to the scores."""
     heads = (*x.shape[:-1], twin.source.num_attention_heads, twin.source.attention_head_size)
-    query, key, value = (
-        run(twin, name, x).reshape(heads).transpose(0, 2, 1, 3) for name in ("query", "key", "value")
-    )
+    query, key, value = (run(twin, name, x).reshape(heads).transpose(0, 2, 1, 3) for name in ("query", "key", "value"))
     scores = product(twin, 0, query, key.transpose(0, 1, 3, 2)) * twin.source.scaling + mask
     mixed = product(twin, 1, jax.nn.softmax(scores, axis=-1), value)
-    return mixed.transpose(0, 2, 1, 3).reshape(x.shape)  # type: ignore[no-any-return]
+    return mixed.transpose(0, 2, 1, 3).reshape(x.shape)
 
 
 def attention(twin: Twin, x: jax.Array, mask: jax.Array) -> jax.Array:
     """Self-attention, its projection, the shortcut and the norm."""
-    return run(twin, "output", run(twin, "self", x, mask), x)  # type: ignore[no-any-return]
+    return run(twin, "output", run(twin, "self", x, mask), x)
 
 
 def add_and_norm(twin: Twin, x: jax.Array, shortcut: jax.Array) -> jax.Array:
     """A projection, normalized together with what went around it."""
-    return run(twin, "LayerNorm", run(twin, "dense", x) + shortcut)  # type: ignore[no-any-return]
+    return run(twin, "LayerNorm", run(twin, "dense", x) + shortcut)
 
 
 def intermediate(twin: Twin, x: jax.Array) -> jax.Array:
@@ -51,18 +49,18 @@ def intermediate(twin: Twin, x: jax.Array) -> jax.Array:
 def layer(twin: Twin, x: jax.Array, mask: jax.Array) -> jax.Array:
     """One transformer layer."""
     x = run(twin, "attention", x, mask)
-    return run(twin, "output", run(twin, "intermediate", x), x)  # type: ignore[no-any-return]
+    return run(twin, "output", run(twin, "intermediate", x), x)
 
 
 def encoder(twin: Twin, x: jax.Array, mask: jax.Array) -> jax.Array:
     """The list of layers."""
-    return run(twin, "layer", x, mask)  # type: ignore[no-any-return]
+    return run(twin, "layer", x, mask)
 
 
 def model(twin: Twin, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """The hidden states of the last layer; the pooled first token where there is a pooler."""
     x = run(twin, "encoder", run(twin, "embeddings", ids), mask)
-    return x if twin.source.pooler is None else run(twin, "pooler", x[:, 0])  # type: ignore[no-any-return]
+    return x if twin.source.pooler is None else run(twin, "pooler", x[:, 0])
 
 
 def classifier(twin: Twin, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
@@ -72,7 +70,7 @@ def classifier(twin: Twin, input_ids: jax.Array, attention_mask: jax.Array) -> j
     if twin.source.bert.pooler is None:
         weights = kept[..., None]
         x = (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
-    return run(twin, "classifier", x)  # type: ignore[no-any-return]
+    return run(twin, "classifier", x)
 
 
 FORWARDS = {

@@ -25,7 +25,7 @@ def inverted_block(twin: Twin, x: jax.Array) -> jax.Array:
         out = same_padded(out, depthwise.kernel_size[0], depthwise.stride[0])
     out = run(twin, "_clip1", run(twin, "_bn1", run(twin, "_depthwise_conv", out)))
     out = run(twin, "_bn2", run(twin, "_project_conv", out))
-    return out + x if source.has_shortcut else out  # type: ignore[no-any-return]
+    return out + x if source.has_shortcut else out
 
 
 def efficientnet_lite(twin: Twin, x: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ def efficientnet_lite(twin: Twin, x: jax.Array) -> jax.Array:
     x = run(twin, "_clip0", run(twin, "_bn0", run(twin, "_conv_stem", same_padded(x, 3, 2))))
     x = run(twin, "_blocks", x)
     x = run(twin, "_clip1", run(twin, "_bn1", run(twin, "_conv_head", x)))
-    return run(twin, "_fc", flat(run(twin, "_avg_pooling", x)))  # type: ignore[no-any-return]
+    return run(twin, "_fc", flat(run(twin, "_avg_pooling", x)))
 
 
 FORWARDS = {InvertedBlock: inverted_block, EfficientNetLite: efficientnet_lite}

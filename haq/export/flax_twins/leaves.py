@@ -91,10 +91,9 @@ def _pool_all(source: nn.AdaptiveAvgPool2d, x: jax.Array) -> jax.Array:
     return x.mean((1, 2), keepdims=True)
 
 
-def _max_pool(source: nn.MaxPool2d, x: jax.Array) -> jax.Array:
-    side = (int(source.padding), int(source.padding))
-    window, stride = int(source.kernel_size), int(source.stride)
-    return linen.max_pool(x, (window, window), (stride, stride), (side, side))
+def _max_pool(source: Any, x: jax.Array) -> jax.Array:
+    side = (source.padding, source.padding)
+    return linen.max_pool(x, (source.kernel_size,) * 2, (source.stride,) * 2, (side, side))
 
 
 FUNCTIONS: Mapping[type[nn.Module], Callable[..., jax.Array]] = {

@@ -25,7 +25,7 @@ def inverted_residual(twin: Twin, x: jax.Array) -> jax.Array:
 
 def mobilenet_v3(twin: Twin, x: jax.Array) -> jax.Array:
     """(batch, height, width, channels) -> (batch, classes)."""
-    return run(twin, "classifier", flat(run(twin, "avgpool", run(twin, "features", x))))  # type: ignore[no-any-return]
+    return run(twin, "classifier", flat(run(twin, "avgpool", run(twin, "features", x))))
 
 
 FORWARDS = {

@@ -31,11 +31,11 @@ def resnet(twin: Twin, x: jax.Array) -> jax.Array:
     x = run(twin, "maxpool", jax.nn.relu(run(twin, "bn1", run(twin, "conv1", x))))
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         x = run(twin, stage, x)
-    return run(twin, "fc", flat(run(twin, "avgpool", x)))  # type: ignore[no-any-return]
+    return run(twin, "fc", flat(run(twin, "avgpool", x)))
 
 
 def _identity(twin: Twin, x: jax.Array) -> jax.Array:
-    return x if twin.source.downsample is None else run(twin, "downsample", x)  # type: ignore[no-any-return]
+    return x if twin.source.downsample is None else run(twin, "downsample", x)
 
 
 FORWARDS = {BasicBlock: basic_block, Bottleneck: bottleneck, ResNet: resnet}

@@ -31,9 +31,9 @@ class Net:
 
 
 class Twin(linen.Module):
-    """One torch module that holds others. source: that module, never changed and read only for its structure."""
+    """One torch module that holds others. source: that torch module, of which only the structure is read."""
 
-    source: torch.nn.Module
+    source: Any
     net: Net
 
     @linen.compact
@@ -59,7 +59,7 @@ def run(twin: Twin, name: str, *inputs: Any) -> Any:
 
 
 def chain(twin: Twin, x: Any, *context: Any) -> Any:
-    """`torch.nn.Sequential`, and any other module whose children run one after the other, each with the same context."""
+    """`torch.nn.Sequential`, and any other module whose children run one after the other in the same context."""
     for name, _ in twin.source.named_children():
         x = run(twin, name, x, *context)
     return x

@@ -8,6 +8,7 @@ from typing import Any
 _HOME = {
     "Assignment": "haq.precision",
     "Candidate": "haq.candidate",
+    "Config": "haq.config",
     "Constraints": "haq.constraints",
     "HaqError": "haq.errors",
     "InputError": "haq.errors",
@@ -17,6 +18,7 @@ _HOME = {
     "Spec": "haq.spec",
     "Workload": "haq.workload",
     "estimate": "haq.api",
+    "load": "haq.nn.load",
     "load_profile": "haq.hardware.profile",
     "load_space": "haq.spacefile",
     "read_run": "haq.rundir",

@@ -32,6 +32,11 @@ class Fallback:
         return cls(raw["layer"], Precision.parse(raw["requested"]), Precision.parse(raw["executed"]), raw["reason"])
 
 
+def config_id(executed: Assignment, target: str) -> str:
+    """12 hex digits that name an executed assignment on a target."""
+    return Assignment.of({**executed, f"target:{target}": 0}).signature[:12]
+
+
 @dataclass(frozen=True)
 class TargetResult:
     """One candidate on one target. costs: the figures of decision 11 by name, unknown ones absent.
@@ -58,8 +63,8 @@ class TargetResult:
 
     @property
     def config_id(self) -> str:
-        """Names the config file: 12 hex digits of (executed assignment, target)."""
-        return Assignment.of({**self.executed, f"target:{self.target}": 0}).signature[:12]
+        """Names the config file."""
+        return config_id(self.executed, self.target)
 
     def to_json(self) -> dict[str, Any]:
         raw: dict[str, Any] = {

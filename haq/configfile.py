@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from haq.accuracy import Measurement
+from haq.configschema import SCHEMA
 from haq.errors import InputError
 from haq.front import Point
 from haq.precision import Assignment
 from haq.quality import WORST_CLASS
-from haq.textfile import write_text
+from haq.textfile import write_file
 
-SCHEMA = "haq.config/v1"
 ONLY_MSE = ("bn_fold", "mse")
 """What every run did before a spec could name techniques."""
 
@@ -59,7 +59,7 @@ def quantization(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write a config where it did not exist or is replaced whole."""
-    write_text(path, json.dumps(config, indent=2) + "\n", "config")
+    write_file(path, json.dumps(config, indent=2) + "\n", "config")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -84,12 +84,12 @@ def trim() -> int:
     return total - excess
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a cache file so that a reader sees all of it or none; a folder that cannot be written is no error."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.replace(path)
     except OSError:
         return  # a read-only home only costs the time to compute it again

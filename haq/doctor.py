@@ -64,12 +64,11 @@ class Checkup:
 def check_up() -> Checkup:
     """Look at the machine and the installation; imports none of the packages it reports."""
     name, flags = cpu_name_and_flags()
-    features = tuple((f, any(a in flags for a in aliases)) for f, aliases in _FEATURES.items()) if flags else ()
     return Checkup(
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=name,
-        cpu_features=features,
+        cpu_features=tuple(features_of(flags).items()),
         cores_usable=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads_from_environment=tuple(
             (key, os.environ[key]) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if key in os.environ
@@ -78,6 +77,11 @@ def check_up() -> Checkup:
         extras=tuple(Extra(extra, missing) for extra, missing in _extras(importlib.metadata.requires("haq") or ())),
         cache=usage(),
     )
+
+
+def features_of(flags: frozenset[str]) -> dict[str, bool]:
+    """Feature -> whether a CPU with these flags has it; empty where the system does not tell."""
+    return {name: any(alias in flags for alias in aliases) for name, aliases in _FEATURES.items()} if flags else {}
 
 
 def cpu_name_and_flags() -> tuple[str, frozenset[str]]:

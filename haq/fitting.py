@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from haq.deployed import shipped_rows
 from haq.errors import InputError
 from haq.hardware.calibrate import FitResult, fit, predict
 from haq.hardware.calibration import Fit
@@ -21,6 +22,7 @@ from haq.hardware.profile import FOLDER, HardwareProfile, build_profile, split_t
 from haq.precision import Assignment, Precision
 from haq.pricing import read_assignment
 from haq.resources import find_toml
+from haq.rundir import HISTORY_FILE
 from haq.spacefile import load_space, with_size
 from haq.tracecache import workload_of
 from haq.validation import load_toml
@@ -55,6 +57,8 @@ class Calibration:
 def calibrate(name_or_path: str, measurements: Path) -> Calibration:
     """Fit every [[fits]] table of a profile to the rows of its runtime; nothing is written.
 
+    measurements: a CSV, or a run directory, whose deployments are the rows.
+
     All free parameters start from their priors, and each fit then sees what the fits before it found, so the outcome
     depends on the profile's own figures only where they are not free. Raises InputError where the profile has no
     [[fits]], a runtime has no row, or a row does not fit the profile.
@@ -71,16 +75,19 @@ def calibrate(name_or_path: str, measurements: Path) -> Calibration:
             where=str(path),
             expected="tables [[fits]] with runtime and free",
         )
-    rows = [row for row in read_measurements(measurements) if split_target(row.target)[0] in (base, path.stem)]
+    is_run = measurements.is_dir()
+    folder = measurements if is_run else measurements.parent
+    every = shipped_rows(measurements) if is_run else read_measurements(measurements)
+    rows = [row for row in every if split_target(row.target)[0] in (base, path.stem)]
     for one in fits:
         if not any(row.runtime == one.runtime for row in rows):
             known = ", ".join(sorted({row.runtime for row in rows})) or f"none for target {base!r}"
             raise InputError(
                 "no measurement of this runtime", where=str(measurements), got=one.runtime, expected=f"one of {known}"
             )
-    _, results = fitted(raw, fits, rows, measurements.parent)
-    unseen = leave_one_model_out(raw, [one for one in fits if not one.option], rows, measurements.parent)
-    digest = hashlib.sha256(measurements.read_bytes()).hexdigest()
+    _, results = fitted(raw, fits, rows, folder)
+    unseen = leave_one_model_out(raw, [one for one in fits if not one.option], rows, folder)
+    digest = hashlib.sha256((measurements / HISTORY_FILE if is_run else measurements).read_bytes()).hexdigest()
     return Calibration(path.stem, path, measurements, digest, fits, results, unseen)
 
 

@@ -1,8 +1,8 @@
 """The history of a run: the append-only `history.jsonl` that is the truth about what was measured.
 
 One JSON object per line, its `kind` is `baseline` (FP32, first), `sensitivity` (what that cost; the table has a file of
-its own), `candidate` or `validation` (final front, held-out split). `timing` holds what differs between two runs with
-the same seed. Reading needs neither torch nor Optuna.
+its own), `candidate`, `validation` (final front, held-out split) or `deployment` (an artifact in its real runtime).
+`timing` holds what differs between two runs with the same seed. Reading needs neither torch nor Optuna.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from haq.accuracy import Failure, Measurement, Scores
 from haq.candidate import Candidate
+from haq.deployments import Deployment
 from haq.errors import InputError
 
 SEARCH, VALIDATION = "search", "validation"
@@ -60,7 +61,7 @@ class History:
     """Everything that one run has found so far. validations: executed signature -> held-out measurement.
 
     seconds: time spent measuring, over all records. unvalidated: signature -> why its held-out measurement failed.
-    sensitivity_forwards: what measuring sensitivities cost, in whole passes of one sample.
+    sensitivity_forwards: what measuring sensitivities cost, in whole passes of one sample. deployments: oldest first.
     """
 
     baseline: Baseline | None = None
@@ -69,6 +70,7 @@ class History:
     seconds: float = 0.0
     unvalidated: Mapping[str, Failure] = field(default_factory=dict)
     sensitivity_forwards: float = 0.0
+    deployments: tuple[Deployment, ...] = ()
 
     @property
     def failed(self) -> dict[str, Failure]:
@@ -88,6 +90,10 @@ class History:
         if self.baseline is not None:
             known[self.baseline.signature] = self.baseline.measurements[SEARCH]
         return known
+
+    def deployment(self, config: str) -> Deployment | None:
+        """The latest of a config."""
+        return next((found for found in reversed(self.deployments) if found.config == config), None)
 
     def validation(self, signature: str) -> Measurement | None:
         """The held-out measurement of executed formats, absent until the front was validated."""
@@ -159,6 +165,7 @@ def read_history(path: Path) -> History:
     candidates: list[Candidate] = []
     validations: dict[str, Measurement] = {}
     unvalidated: dict[str, Failure] = {}
+    deployments: list[Deployment] = []
     seconds = forwards = 0.0
     for raw in _records(path):
         seconds += raw.get("timing", {}).get("measure_s", 0.0)
@@ -172,7 +179,9 @@ def read_history(path: Path) -> History:
             unvalidated[raw["signature"]] = Failure(**raw["failure"])
         elif raw["kind"] == "validation":
             validations[raw["signature"]] = Measurement.from_json(raw["measurement"])
-    return History(baseline, tuple(candidates), validations, seconds, unvalidated, forwards)
+        elif raw["kind"] == "deployment":
+            deployments.append(Deployment.from_json(raw))
+    return History(baseline, tuple(candidates), validations, seconds, unvalidated, forwards, tuple(deployments))
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

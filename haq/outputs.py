@@ -43,7 +43,8 @@ COLUMNS = (
 """Accuracy columns are measured on the search split, `validation_` ones on the held-out split; costs are modelled.
 
 accuracy: of the metric that the column `metric` names. drop_points, drop_low, drop_high: points worse than FP32. What
-the user's function returned beside it follows in columns of its own, named `quality_...`. Change is against FP32: as
+the user's function returned beside it follows in columns of its own, named `quality_...`, and what an artifact measured
+in its runtime in those named `artifact_...` (the latest that was recorded). Change is against FP32: as
 the same target runs it, but for the size, which is against four bytes a parameter. Unknown is empty.
 """
 
@@ -74,6 +75,13 @@ def front_row(point: Point, run: Run) -> dict[str, Any]:
     for prefix, m in (("", result.measurement), ("validation_", history.validation(result.executed.signature))):
         if m is not None:
             row |= {prefix + name: value for name, value in _measured(m).items()}
+    if (deployment := history.deployment(result.config_id)) is not None:
+        row |= {
+            "artifact_latency_ms": deployment.latency_ms,
+            "artifact_accuracy": deployment.accuracy,
+            "artifact_split": deployment.measurement.split,
+            "artifact_size_bytes": deployment.initializer_bytes,
+        }
     return row
 
 

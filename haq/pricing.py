@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from haq.candidate import Fallback
-from haq.configfile import SCHEMA, checked_config, executed_assignment, read_json
+from haq.configfile import checked_config, executed_assignment, read_json
+from haq.configschema import SCHEMA
 from haq.errors import InputError, nearest
 from haq.hardware.cost import CostBreakdown, estimate
 from haq.hardware.legalize import legalize

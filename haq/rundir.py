@@ -26,6 +26,8 @@ RUN_FILE, HISTORY_FILE, FRONT_FILE, CONFIG_FOLDER, LOCK_FILE = (
     "configs",
     "lock",
 )
+DEPLOYED_FOLDER = "deployments"
+"""The configs whose artifacts were measured: they stay when a point leaves the front."""
 WORKLOAD_FILE, SENSITIVITY_FILE = "workload.json", "sensitivity.json"
 """What other targets and limits are answered from, with no model at hand."""
 
@@ -128,31 +130,53 @@ def open_run(path: Path, request: RunRequest) -> Iterator[OpenRun]:
             got=", ".join(other[:3]),
             expected="a new or empty folder, or a run directory",
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(
-            "cannot write the run directory",
-            where=f"--out {path}",
-            got=error.strerror,
-            expected="a folder that you may write to",
-        ) from None
-    try:
-        _lock(handle, path)
+    with _locked(path, f"--out {path}"):
         if existing:
             found = read_run(path)
             _check_same_search(found, asked)
             # Only the budget can differ; versions and machine stay those of the start.
             asked = {**found.info, **{part: asked[part] for part in IDENTITY}}
         write_atomically(path / RUN_FILE, json.dumps(asked, indent=2) + "\n")
-        history = HistoryWriter(path / HISTORY_FILE)
-        try:
+        with _writer(path) as history:
             yield OpenRun(read_run(path), history)
-        finally:
-            history.close()
+
+
+@contextmanager
+def continued_run(path: Path) -> Iterator[OpenRun]:
+    """The run in a directory, open for records that are no part of its search, holding its lock.
+
+    Raises InputError when there is none, when it cannot be written, or when another process writes to it.
+    """
+    run = read_run(path)
+    with _locked(path, str(path)), _writer(path) as history:
+        yield OpenRun(run, history)
+
+
+@contextmanager
+def _locked(path: Path, where: str) -> Iterator[None]:
+    """Hold the lock of a run directory, which is made where there is none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            "cannot write the run directory", where=where, got=error.strerror,
+            expected="a folder that you may write to",
+        ) from None  # fmt: skip
+    try:
+        _lock(handle, path)
+        yield
     finally:
         os.close(handle)  # closing releases the lock, also when the process is killed
+
+
+@contextmanager
+def _writer(path: Path) -> Iterator[HistoryWriter]:
+    history = HistoryWriter(path / HISTORY_FILE)
+    try:
+        yield history
+    finally:
+        history.close()
 
 
 def versions() -> dict[str, str]:

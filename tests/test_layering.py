@@ -12,23 +12,24 @@ PACKAGE = Path(__file__).resolve().parents[1] / "haq"
 FILES = tuple(sorted(PACKAGE.rglob("*.py")))
 NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 
-HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime"}
+HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnx", "onnxruntime", "jax", "flax", "qwix"}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch", "onnx"},
+    "export": {"torch", "transformers", "onnx", "jax", "flax", "qwix"},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},
+    "verify": {"onnx", "onnxruntime", "torch"},
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.tracecache"}
+GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.exporting", "haq.tracecache", "haq.verifying"}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
-    {"constraints", "candidate", "pareto", "expected", "surrogate"},
+    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate"},
     {"terms", "quiet", "linear", "allocate", "sweep"},
     {"grouping", "validation"},
     {
@@ -44,10 +45,12 @@ LAYERS = (
         "textfile",
         "tomltext",
         "trust",
+        "configschema",
     },
-    {"engine", "nn", "measure", "history", "front", "configfile", "rundir", "outputs"},
-    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret"},
-    {"api", "finetuning", "fitting", "resolving"},
+    {"engine", "nn", "measure", "history", "front", "configcheck", "configfile", "config", "rundir", "outputs"},
+    {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret", "deployed"},
+    {"verify"},
+    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying"},
     {"profiletext"},
     {"cli"},
 )
@@ -142,4 +145,4 @@ def test_glue_and_command_line_load_the_torch_side_only_when_it_is_used() -> Non
     for module, path in MODULES.items():
         if module in GLUE or part(module) == "cli":
             found = {part(name) for name in imports(path, top_level_only=True) if name.startswith("haq.")}
-            assert not found & {"nn", "engine", "report", "measure"}, module
+            assert not found & {"nn", "engine", "report", "measure", "export"}, module

@@ -64,6 +64,7 @@ def test_the_wheel_holds_the_package_and_both_data_folders_and_no_leftovers(whee
         assert shipped
     assert not [n for n in names if "__pycache__" in n or n.startswith(("tests/", "experiments/"))]
     assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert "haq/schemas/haq.config-v1.json" in names
 
 
 def test_the_installed_package_is_not_the_checkout(installed: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _static(tree: dict[str, object], path: tuple[str, ...] = ()) -> Iterator[tup
     for name, part in tree.items():
         if isinstance(part, dict):
             yield from _static(part, (*path, name))
-        elif "_lhs_" in name:
+        elif "_lhs_" in name or "_rhs_" in name:
             yield (*path, name), part
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import calibrate, compare, estimate, finetune, listing, measure, results, run
+from haq.cli import calibrate, compare, estimate, export, finetune, listing, measure, results, run, validate, verify
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -34,8 +34,11 @@ for _command in (
     *results.COMMANDS,
     *compare.COMMANDS,
     *finetune.COMMANDS,
+    *export.COMMANDS,
     *calibrate.COMMANDS,
     *measure.COMMANDS,
+    *validate.COMMANDS,
+    *verify.COMMANDS,
 ):
     cli.add_command(_command)
 

@@ -15,7 +15,7 @@ from haq.fitting import calibrate as run_calibration
 from haq.hardware.calibrate import FitResult
 from haq.hardware.calibration import Fit
 from haq.profiletext import calibrated_text, summary
-from haq.textfile import write_text
+from haq.textfile import write_file
 
 
 @click.command()
@@ -27,13 +27,14 @@ def calibrate(profile: str, measurements: Path, out: Path | None, *, as_json: bo
     """Fit the free parameters of PROFILE to the latencies in MEASUREMENTS.
 
     PROFILE is a name of `haq targets` or a TOML path whose [[fits]] tables say what is free and what is expected of it;
-    MEASUREMENTS a CSV with the columns id, target, runtime, space, input, batch, precision, latency_ms, source, note.
+    MEASUREMENTS a CSV with the columns id, target, runtime, space, input, batch, precision, latency_ms, source, note,
+    or a run directory, of which what `haq verify --record` measured is taken.
     Nothing is written without --out, which may be PROFILE itself.
     """
     found = run_calibration(profile, measurements)
     parameters = summary(found)
     if out is not None:
-        write_text(out, calibrated_text(found), "profile")
+        write_file(out, calibrated_text(found), "profile")
     if as_json:
         echo_json(
             {

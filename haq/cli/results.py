@@ -13,6 +13,7 @@ from haq.cli.resolved import show_resolved
 from haq.cli.show import echo, echo_json, json_option, megabytes, milliseconds, table
 from haq.configfile import config_json, write_config
 from haq.constraints import Constraints
+from haq.deployed import write_rows
 from haq.errors import InputError, lookup
 from haq.front import MINIMIZE, joint_front, pick
 from haq.outputs import front_row, fronts
@@ -104,7 +105,8 @@ def pick_command(
 
 @click.command()
 @_DIR
-def report(directory: Path) -> None:
+@click.option("--measurements", type=click.Path(path_type=Path), help="Write what artifacts took, for haq calibrate.")
+def report(directory: Path, measurements: Path | None) -> None:
     """Print the brief and the fronts of a run, and rewrite its front.png, front.csv and configs."""
     from haq.api import rewrite_outputs  # matplotlib loads behind this, and only here
 
@@ -113,6 +115,10 @@ def report(directory: Path) -> None:
     echo("")
     for name, found in front_rows(run).items():
         show_front(run, name, found)
+    if run.history.deployments:
+        show_deployments(run)
+    if measurements is not None:
+        echo(f"wrote {write_rows(directory, measurements)} rows to {measurements}")
     echo(f"wrote {directory / 'front.png'}")
 
 
@@ -148,6 +154,27 @@ def show_front(run: Run, target: str, rows: list[dict[str, Any]]) -> None:
         "fallbacks",
     )  # fmt: skip
     table(title, columns, [_cells(row, run.metric) for row in rows], left=2)
+
+
+def show_deployments(run: Run) -> None:
+    """Print what exported artifacts measured in their runtimes beside what was modelled and simulated."""
+    rows, metric = [], run.metric
+    for found in run.history.deployments:
+        modelled = found.modelled_ms
+        times = ("unknown", "") if modelled is None else (milliseconds(modelled), f"{found.latency_ms / modelled:.2f}x")
+        measured = found.measurement
+        rows.append((
+            found.config, found.target, found.format, str(found.batch), times[0], milliseconds(found.latency_ms),
+            times[1], measured.split, metric.shown(found.simulated), metric.shown(found.accuracy),
+            metric.points(measured.drop_points), megabytes(found.initializer_bytes), "yes" if found.passed else "NO",
+        ))  # fmt: skip
+    columns = (
+        "id", "target", "format", "batch", "ms modelled", "ms measured", "ratio", "split", f"{metric.noun} simulated",
+        "in the artifact", "drop, points", "MB", "passed",
+    )  # fmt: skip
+    table("artifacts that were run (haq verify --record)", columns, rows, left=3)
+    for where in dict.fromkeys(f"{found.runtime} on {found.machine}" for found in run.history.deployments):
+        echo(f"measured by {where}; a model of another device says nothing about that machine")
 
 
 def _cells(row: Mapping[str, Any], metric: MainMetric) -> tuple[str, ...]:

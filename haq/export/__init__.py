@@ -41,6 +41,7 @@ class Lazy:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "json": Lazy("haq.export.canonical"),
+    "onnx-qdq": Lazy("haq.export.onnx_qdq", extra="onnx", options=("flavour",)),
     "qwix": Lazy("haq.export.qwix"),
 }
 """Format -> exporter, one file per format."""

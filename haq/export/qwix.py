@@ -13,7 +13,7 @@ from haq.export.qwix_rules import Plan, Rule, checked, module_path, plan
 from haq.export.report import ExportReport, LayerWritten
 from haq.nn.exportable import Exportable
 from haq.nn.tensorfile import write_tensors
-from haq.textfile import write_text
+from haq.textfile import write_file
 
 NOTES = (
     "module paths are torch's names with slashes for dots: a Flax model of your own needs the same names",
@@ -37,8 +37,8 @@ def export(what: Exportable, where: Path, options: Mapping[str, str]) -> ExportR
     tensors, about = params(what, made)
     rules, code = where.with_suffix(".rules.json"), where.with_suffix(".py")
     write_tensors(where, tensors, about)
-    write_text(rules, json.dumps({"schema": SCHEMA, **rules_json(made)}, indent=2) + "\n", "rules")
-    write_text(code, snippet(made), "snippet")
+    write_file(rules, json.dumps({"schema": SCHEMA, **rules_json(made)}, indent=2) + "\n", "rules")
+    write_file(code, snippet(made), "snippet")
     lines = tuple(
         LayerWritten(name, what.executed.precision(name), made.written[name], made.notes.get(name, ""))
         for name in what.workload.layer_names

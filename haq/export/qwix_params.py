@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from haq.workload import LayerSpec
 
 SCHEMA = "haq.qwix/v1"
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-OPS = {"conv2d": "conv_general_dilated", "linear": "dot_general"}
+OPS = {"conv2d": "conv_general_dilated", "linear": "dot_general", "matmul": "dot_general"}
 """Kind of layer -> the op after whose first run in a module qwix names the module's activation scale."""
 
 
@@ -33,7 +32,11 @@ def params(what: Exportable, plan: Plan) -> tuple[dict[str, Tensor], dict[str, A
     int4: dict[str, list[int]] = {}
     for layer in what.workload.layers:
         done = plan.written[layer.name]
-        if layer.weight is None or done is None or layer.name != layer.module:
+        if done is None or layer.name != layer.module:
+            continue
+        if done.weight.is_integer:
+            tensors |= activations(what, layer, rule(layer, done))
+        if layer.weight is None:
             continue
         name = f"{module_path(layer)}/{'embedding' if layer.kind == 'embedding' else 'kernel'}"
         stored = what.numbers.weights[layer.weight.key]
@@ -44,7 +47,6 @@ def params(what: Exportable, plan: Plan) -> tuple[dict[str, Tensor], dict[str, A
             tensors[f"{name}:codes"] = codes if done.weight.bits == 8 else packed(codes)
             if done.weight.bits == 4:
                 int4[name] = list(codes.shape)
-            tensors |= activation(what, layer, rule(layer, done))
         else:
             weight = executed_weight(stored, what.executed.precision(layer.name))
             tensors[name] = placed(layer, weight).to(TORCH_DTYPES[done.weight.name])
@@ -86,17 +88,18 @@ def packed(codes: Tensor) -> Tensor:
     return (halves[:, 0] | halves[:, 1] << 4).to(torch.uint8)
 
 
-def activation(what: Exportable, layer: LayerSpec, one: Rule) -> dict[str, Tensor]:
-    """The static scale and zero-point of a layer's input, for signed codes; nothing where the rule has none."""
+def activations(what: Exportable, layer: LayerSpec, one: Rule) -> dict[str, Tensor]:
+    """The static scales and zero-points of a layer's operands, for signed codes; nothing where the rule has none."""
     if not one.act_static_scale:
         return {}
-    quantizer = what.numbers.quantizers[layer.name, 0]
     shape = (1,) * (len(layer.input_shapes[0]) + 1)
-    name = f"{module_path(layer)}/{OPS[layer.kind]}0_lhs"
-    return {
-        f"{name}_scale": torch.full(shape, quantizer.scale, dtype=torch.float32),
-        f"{name}_zero_point": torch.full(shape, quantizer.zero_point - 128, dtype=torch.int8),
-    }
+    found = {}
+    for index, side in enumerate(("lhs", "rhs") if layer.weight is None else ("lhs",)):
+        quantizer = what.numbers.quantizers[layer.name, index]
+        name = f"{module_path(layer)}/{OPS[layer.kind]}0_{side}"
+        found[f"{name}_scale"] = torch.full(shape, quantizer.scale, dtype=torch.float32)
+        found[f"{name}_zero_point"] = torch.full(shape, quantizer.zero_point - 128, dtype=torch.int8)
+    return found
 
 
 def uncarried(what: Exportable) -> tuple[str, ...]:
@@ -125,8 +128,3 @@ def _norms(model: nn.Module) -> dict[str, Tensor]:
 
 def _layer_norms(model: nn.Module) -> list[tuple[str, nn.LayerNorm]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
-
-
-def stored_bytes(tensors: dict[str, Tensor]) -> int:
-    """Bytes of all numbers, without the file's header."""
-    return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors.values())

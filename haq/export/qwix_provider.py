@@ -26,8 +26,8 @@ class HaqProvider(qwix.PtqProvider):
     """qwix's PtqProvider with what it leaves out, each where qwix alone refuses or keeps floats.
 
     Convolutions whose weights are narrower than their activations (int4 or int8 beside bf16, int4 beside int8), weights
-    with a scale per tile beside integer activations, and tables (`nn.Embed`). There a weight is dequantized in float32,
-    rounded to the format of float activations, and sums are float32.
+    with a scale per tile beside integer activations, products of two affine operands, and tables (`nn.Embed`). There
+    operands are dequantized in float32, weights rounded to the format of float activations, and sums are float32.
     `matched`: rule number -> the module paths that it was applied to. It changes as the model runs.
     """
 
@@ -51,25 +51,34 @@ class HaqProvider(qwix.PtqProvider):
             numbers = args[2] if len(args) > 2 else how.get("dimension_numbers")
             outputs, inputs = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers).rhs_spec[:2]
             rhs = _quantized(rhs, rule, (outputs,), {inputs: rule.tile_size} if rule.tile_size else {})
-        lhs, weight = self._operands(lhs, rhs.array, rule, op_id, channelwise=(0,))
+        lhs = self._rounded(lhs, rule, f"{op_id}_lhs", (0,))
+        weight = qwix.dequantize(rhs.array).astype(lhs.dtype)
         how = {**how, "preferred_element_type": jnp.float32, "precision": _precision(lhs)}
         return jax.lax.conv_general_dilated(lhs, weight, strides, padding, *args, **how)
 
     def dot_general(self, lhs: Any, rhs: Any, dimension_numbers: Any, *args: Any, **how: Any) -> jax.Array:
         rule, _ = self._get_current_rule_and_op_id("dot_general", only_rule=True)
-        if _is_float(rule) or rule.act_qtype is None or rule.tile_size is None:
+        if _is_float(rule) or rule.act_qtype is None:
+            return super().dot_general(lhs, rhs, dimension_numbers, *args, **how)
+        name = None if isinstance(rhs, WithAux) else flax_util.find_param(rhs)
+        is_product = name is None and not isinstance(rhs, WithAux)
+        if not (rule.act_static_scale if is_product else rule.tile_size):
             return super().dot_general(lhs, rhs, dimension_numbers, *args, **how)
         rule, op_id = self._get_current_rule_and_op_id("dot_general")
-        if not isinstance(rhs, WithAux):
-            what = {"qtype": rule.weight_qtype, "calibration_method": rule.weight_calibration_method}
-            ndims = (lhs.ndim, rhs.ndim)
-            weight_how = get_how_to_quantize(
-                dimension_numbers=dimension_numbers, ndims=ndims, for_lhs=False, tile_size=rule.tile_size, **what
-            )
-            rhs = create_quantized_param(flax_util.find_param(rhs), rhs, weight_how)
-        kept = set(range(lhs.ndim)) - set(dimension_numbers[0][0])
-        lhs, weight = self._operands(lhs, rhs.array, rule, op_id, channelwise=sorted(kept))
-        return _float_dot(lhs, weight, dimension_numbers)
+        if is_product:
+            rhs = self._rounded(rhs, rule, f"{op_id}_rhs", ())
+        else:
+            if name is not None:
+                weight_how = get_how_to_quantize(
+                    dimension_numbers=dimension_numbers, ndims=(lhs.ndim, rhs.ndim), for_lhs=False,
+                    tile_size=rule.tile_size, qtype=rule.weight_qtype,
+                    calibration_method=rule.weight_calibration_method,
+                )  # fmt: skip
+                rhs = create_quantized_param(name, rhs, weight_how)
+            rhs = qwix.dequantize(rhs.array)
+        kept = sorted(set(range(lhs.ndim)) - set(dimension_numbers[0][0]))
+        lhs = self._rounded(lhs, rule, f"{op_id}_lhs", kept)
+        return _float_dot(lhs, rhs.astype(lhs.dtype), dimension_numbers)
 
     def take(self, table: Any, indices: Any, axis: Any = None, **how: Any) -> jax.Array:
         rule, _ = self._get_current_rule_and_op_id("take", only_rule=True)
@@ -83,14 +92,18 @@ class HaqProvider(qwix.PtqProvider):
     def get_intercept_map(self) -> dict[str, Any]:
         return super().get_intercept_map() | {"jax.numpy.take": self.take}
 
-    def _operands(self, x: Any, weight: Any, rule: Any, op_id: Any, channelwise: Sequence[int]) -> tuple[Any, Any]:
-        """Both as floats. Codes are whole numbers, so that their float32 sums are those of an integer unit."""
-        if rule.act_qtype is not None:
-            how = HowToQuantize(
-                qtype=rule.act_qtype, channelwise_axes=channelwise, calibration_method=rule.act_calibration_method
-            )
-            x = qwix.dequantize(quantize_act(x, how, rule, f"{op_id}_lhs"))
-        return x, qwix.dequantize(weight).astype(x.dtype)
+    def _rounded(self, x: Any, rule: Any, name: str, channelwise: Sequence[int]) -> jax.Array:
+        """`x` through its codes and back, or as it is. Static: one scale for all; else one for each of `channelwise`.
+
+        Codes are whole numbers, so that their float32 sums are those of an integer unit.
+        """
+        if rule.act_qtype is None:
+            return x
+        how = HowToQuantize(
+            qtype=rule.act_qtype, channelwise_axes=() if rule.act_static_scale else channelwise,
+            calibration_method=rule.act_calibration_method,
+        )  # fmt: skip
+        return qwix.dequantize(quantize_act(x, how, rule, name))
 
 
 def _is_float(rule: Any) -> bool:

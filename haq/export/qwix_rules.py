@@ -90,9 +90,9 @@ def rule(layer: LayerSpec, precision: Precision) -> Rule:
     if layer.kind == "embedding" or not activation.is_integer:
         return Rule(**found)
     found |= {"act_qtype": activation.plain.name}
-    if layer.weight is None or activation.per_token:
+    if activation.per_token:
         return Rule(**found, act_calibration_method=absmax(activation))
-    axes = tuple(range(len(layer.input_shapes[0]))) if layer.kind == "linear" else (0,)
+    axes = (0,) if layer.kind == "conv2d" else tuple(range(len(layer.input_shapes[0])))
     return Rule(**found, act_static_scale=True, act_calibration_method="minmax", act_batch_axes=axes)
 
 
@@ -146,7 +146,7 @@ def _remark(layer: LayerSpec, asked: Precision) -> str:
     if not asked.weight.is_integer:
         return ""
     if layer.weight is None:
-        return "operands symmetric, a scale per row as it runs: qwix multiplies no two affine operands"
+        return "needs HaqProvider, which multiplies in float: qwix alone refuses two affine operands"
     if layer.kind == "embedding":
         return "tables need HaqProvider: qwix alone keeps them float"
     if layer.kind == "conv2d" and (asked.weight != asked.activation):

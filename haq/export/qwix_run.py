@@ -22,7 +22,7 @@ from haq.errors import InputError
 from haq.export.flax_twins import flax_twin
 from haq.export.qwix_params import SCHEMA
 from haq.export.qwix_provider import HaqProvider, load_params
-from haq.export.qwix_rules import DTYPES
+from haq.export.qwix_rules import DTYPES, Rule, checked
 from haq.nn.task import Inputs
 from haq.nn.tensorfile import read_tensors
 from haq.precision import Precision
@@ -41,6 +41,9 @@ class QwixRun:
     def __init__(self, file: Path, model: nn.Module, example: Inputs) -> None:
         self.facts, _ = read_tensors(file, SCHEMA)
         self._order = tuple(inspect.signature(model.forward).parameters)
+        layers = (name.partition("@")[0] for name in self.facts["config"]["layers"])
+        modules = {name.replace(".", "/") for name in (*dict(model.named_modules()), *layers)}
+        checked([Rule(**rule) for rule in self.facts["rules"]], sorted(modules))
         self._provider = HaqProvider([qwix.QuantizationRule(**rule) for rule in self.facts["rules"]])
         self.variables = load_params(file)
         module = qwix.quantize_model(flax_twin(model, self.facts["dtypes"]), self._provider)
@@ -48,7 +51,7 @@ class QwixRun:
         shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self.arrays(example, read=False)]
         try:
             jax.eval_shape(module.apply, self.variables, *shapes)
-        except FlaxError as error:
+        except (FlaxError, TypeError) as error:
             got = str(error).splitlines()[0][:160]
             raise InputError("the parameters are not of this network", where=str(file), got=got) from None
         for index, paths in self._provider.matched.items():

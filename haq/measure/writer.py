@@ -16,7 +16,7 @@ from haq.errors import InputError
 from haq.hardware.figures import rounded
 from haq.hardware.lookup import table_text
 from haq.measure.measure import Measured
-from haq.textfile import write_text
+from haq.textfile import write_file
 from haq.tomltext import inline, lines
 
 HEAD = (
@@ -33,8 +33,8 @@ def write_profile(out: Path, measured: Measured, day: datetime.date) -> Path:
     table = out.with_suffix(".csv")
     text = table_text(measured.fitted.rows)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    write_text(table, text, "table of kernels")
-    write_text(out, profile_text(measured, {"table": table.name, "sha256": digest}, day), "profile")
+    write_file(table, text, "table of kernels")
+    write_file(out, profile_text(measured, {"table": table.name, "sha256": digest}, day), "profile")
     return table
 
 

@@ -8,22 +8,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from haq.errors import InputError
+from haq.errors import InputError, lookup
 from haq.history import SEARCH
 from haq.nn.task import Batch, ClassificationTask, Inputs, Task, batch_size, taken
 
 
 def cut_search_split(task: Task, samples: int) -> Task:
-    """The task with at most `samples` samples in its search split, always the same ones; other splits stay.
+    """The task with at most `samples` samples in its search split; as `cut_split`."""
+    return cut_split(task, SEARCH, samples, where="accuracy.samples")
+
+
+def cut_split(task: Task, split: str, samples: int, *, where: str) -> Task:
+    """The task with at most `samples` samples in a split, always the same ones; other splits stay.
 
     Raises InputError for a task that measures by itself, since only its owner can cut its data.
     """
     if not isinstance(task, ClassificationTask):
         raise InputError(
-            "this task measures by itself, so its samples cannot be cut", where="accuracy.samples", got=samples,
+            "this task measures by itself, so its samples cannot be cut", where=where, got=samples,
             expected="the key left out", way_out="make the evaluate function use fewer samples",
         )  # fmt: skip
-    batches = task.splits[SEARCH]
+    batches = lookup(task.splits, split, "split")
     total = sum(len(batch.labels) for batch in batches)
     if samples >= total:
         return task
@@ -35,7 +40,7 @@ def cut_search_split(task: Task, samples: int) -> Task:
         offset += len(batch.labels)
         if len(rows):
             cut.append(Batch(taken(batch.inputs, rows), batch.labels[rows]))
-    return replace(task, splits={**task.splits, SEARCH: tuple(cut)})
+    return replace(task, splits={**task.splits, split: tuple(cut)})
 
 
 def spread_rows(

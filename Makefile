@@ -13,7 +13,7 @@ DEMO_TRIALS ?= 64
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-litert test-nvidia lint types check core wheel clean
+.PHONY: help demo test test-litert test-nvidia test-qwix lint types check core wheel clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -89,8 +89,21 @@ test-litert: $(LITERT)/.installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 		$(LITERT)/bin/python -m pytest -o addopts=-q -o filterwarnings=default -p no:anyio tests/litert
 
+# make test-qwix: exported rules run in JAX on the CPU, in an environment of its own (1.6 GB with torch). Warnings are JAX's.
+QWIX := .venv-qwix
+$(QWIX)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(QWIX)
+	$(QWIX)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1"
+	$(QWIX)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(QWIX)/bin/python -m pip install --quiet --editable '.[mnist,bert,tpu]' "pytest>=8"
+	@touch $@
+
+test-qwix: $(QWIX)/.installed
+	PYTHONPATH=tests JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+		$(QWIX)/bin/python -m pytest -o addopts=-q -o filterwarnings=default tests/qwix
+
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) $(LITERT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LITERT) $(NVIDIA) $(QWIX) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

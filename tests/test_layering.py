@@ -13,21 +13,12 @@ FILES = tuple(sorted(PACKAGE.rglob("*.py")))
 NAMES = tuple(str(path.relative_to(PACKAGE)) for path in FILES)
 
 LITERT = {"litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert"}
-HEAVY = {
-    "torch",
-    "optuna",
-    "matplotlib",
-    "transformers",
-    "plotly",
-    "onnx",
-    "onnxruntime",
-    "modelopt",
-    "torchao",
-    *LITERT,
-}
+JAX = {"jax", "flax", "qwix"}
+EXPORT = {"onnx", "modelopt", "torchao", *LITERT, *JAX}
+HEAVY = {"torch", "optuna", "matplotlib", "transformers", "plotly", "onnxruntime", *EXPORT}
 MAY_IMPORT = {
     "nn": {"torch", "transformers"},
-    "export": {"torch", "onnx", "modelopt", "torchao", *LITERT},
+    "export": {"torch", "transformers", *EXPORT},
     "engine": {"optuna"},
     "report": {"matplotlib", "plotly"},
     "measure": {"onnx", "onnxruntime", "torch"},

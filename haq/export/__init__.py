@@ -45,5 +45,6 @@ EXPORTERS: Mapping[str, Exporter] = {
     "torchao": Lazy("haq.export.torchao", "torchao"),
     "onnx-qdq": Lazy("haq.export.onnx_qdq", extra="onnx", options=("flavour",)),
     "litert": Lazy("haq.export.litert", "litert", ("flavour",)),
+    "qwix": Lazy("haq.export.qwix"),
 }
 """Format -> exporter, one file per format."""

@@ -107,6 +107,7 @@ class Lazy:
 RUNTIMES: Mapping[str, Lazy] = {
     "onnx-qdq": Lazy("haq.verify.onnx_runtime", ".onnx", "onnx"),
     "litert": Lazy("haq.verify.litert_runtime", ".tflite", "litert"),
+    "qwix": Lazy("haq.verify.qwix_runtime", ".safetensors", "tpu"),
 }
 """Format -> what opens it, by the names of `haq.export.EXPORTERS`."""
 

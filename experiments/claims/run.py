@@ -122,12 +122,14 @@ def full_size(claim: dict[str, Any], target: str, note: str) -> dict[str, Any]:
     """What the graph that the claim is about costs at one width, without a word on its accuracy."""
     if (about := claim.get("full_size")) is None:
         return {"note": note}
-    priced = estimate(about["space"], target, bits=about["bits"])
-    cost, base = priced.cost, priced.baseline
+    batch, against = about.get("batch", 1), about.get("baseline", target)
+    cost = estimate(about["space"], target, bits=about["bits"], batch=batch).cost
+    base = estimate(about["space"], against, bits=32, batch=batch).baseline
+    told = f"full size: {about['space']} at {about['bits']} bits everywhere, batch {batch}, against FP32 on {against}"
     return {
         "full_size_smaller_percent": f"{100 * (1 - cost.size_bytes / base.size_bytes):.1f}",
         "full_size_faster_percent_modelled": f"{100 * (1 - cost.latency_ms / base.latency_ms):.1f}",
-        "note": f"full size: {about['space']} at {about['bits']} bits everywhere",
+        "note": f"{told}; {note}" if note else told,
     }
 
 

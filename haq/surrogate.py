@@ -86,7 +86,7 @@ class Surrogate:
         variance = prior * (shares**2).sum(axis=1)
         if len(self.rows):
             cross = prior * shares @ self.rows.T
-            variance = np.maximum(0.0, variance - np.einsum("ij,jk,ik->i", cross, self.solved, cross))
+            variance = np.maximum(0.0, variance - (cross @ self.solved * cross).sum(axis=1))
         return mean, mean * np.sqrt(variance + self.spread**2)
 
     def mean(self, levels: Levels) -> Floats:

@@ -27,6 +27,26 @@ def test_before_measurements_the_drop_is_the_sum_times_the_prior_slope() -> None
     assert deviation == pytest.approx([PRIOR_SLOPE * 0.45 * relative, 0])
 
 
+def test_the_deviation_is_the_posteriors_by_the_formula_and_the_mean_alone_is_the_mean() -> None:
+    """Rasmussen and Williams 2006, eq. 2.11: x' A^-1 x with A = Phi' Phi / spread^2 + I / PRIOR_DEVIATION^2."""
+    rng = np.random.default_rng(3)
+    levels = np.array([[0, 1, 2], [1, 0, 0], [0, 0, 1], [1, 1, 0], [2, 0, 1]])
+    sums = TABLE[np.arange(3), levels].sum(axis=1)
+    model = fit(TABLE, observed(levels, sums * rng.uniform(0.7, 1.4, 5)))
+    points = np.array([[0, 0, 0], [1, 2, 1], [2, 1, 0]])
+    at = np.zeros((8, 3, 3))
+    for row, point in zip(at, np.concatenate([levels, points]), strict=True):
+        row[range(3), point] = TABLE[range(3), point] / TABLE[range(3), point].sum()
+    seen, new = at[:5].reshape(5, 9), at[5:].reshape(3, 9)
+    # fit's `solved` belongs to the spread before the last update; the formula holds for whatever noise it stands for.
+    noise = np.linalg.inv(model.solved) - PRIOR_DEVIATION**2 * seen @ seen.T
+    precision = seen.T @ np.linalg.inv(noise) @ seen + np.eye(9) / PRIOR_DEVIATION**2
+    variance = np.diag(new @ np.linalg.inv(precision) @ new.T)
+    mean, deviation = model.predict(points)
+    assert deviation == pytest.approx(mean * np.sqrt(variance + model.spread**2))
+    assert (model.mean(points) == mean).all()
+
+
 def test_measurements_correct_entries_of_the_table() -> None:
     rng = np.random.default_rng(1)
     truth = TABLE * np.array([[2.0], [0.5], [1.0]])

@@ -39,7 +39,7 @@ def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     nibbles = codes.reshape(-1) & 0x0F
     if nibbles.size % 2:
         nibbles = np.append(nibbles, np.uint8(0))
-    return np.bitwise_or(nibbles[0::2], np.left_shift(nibbles[1::2], np.uint8(4))).astype(np.uint8)
+    return np.asarray(nibbles[0::2] | (nibbles[1::2] << 4), np.uint8)
 
 
 def floats(name: str, values: Tensor, fmt: Format) -> TensorProto:

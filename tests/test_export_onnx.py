@@ -24,6 +24,7 @@ from haq.export.onnx_tensorrt import for_tensorrt
 from haq.export.onnx_values import integers
 from haq.export.report import ExportReport
 from haq.hardware.size import size_bytes
+from haq.measure.ort import PRECISE, REFUSED
 from haq.nn.bundle import Bundle
 from haq.nn.exportable import Exportable
 from haq.nn.quantizers import QuantizedWeight
@@ -49,13 +50,14 @@ def exported(what: Exportable, folder: Path, flavour: str = "cpu") -> tuple[Expo
 
 def session(path: Path, optimized: Path | None = None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    # Else MatMulNBits rounds its other operand to int8 by itself.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    for key, value in PRECISE.items():
+        options.add_session_config_entry(key, value)
     options.log_severity_level = 3
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(REFUSED)
+    )
 
 
 def run(path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
@@ -146,6 +148,10 @@ def test_integer_convolutions_and_products_run_as_integers(tmp_path: Path) -> No
         ops = Counter(node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node)
         # The depthwise one alone is followed by a ReLU and a layer; the others' results are added or averaged in fp32.
         assert (ops["QLinearConv"], ops["QGemm"]) == (1, 1)
+        biases = {
+            t.name: t.data_type for t in onnx.load(str(tmp_path / "net.onnx")).graph.initializer if "bias" in t.name
+        }
+        assert [biases[f"{name}.bias"] for name in ("stem", "depthwise", "head")] == [1, 6, 6]  # FLOAT, INT32
 
 
 def test_the_file_holds_packed_integers_under_the_names_of_the_state_dict(tmp_path: Path) -> None:
@@ -159,7 +165,7 @@ def test_the_file_holds_packed_integers_under_the_names_of_the_state_dict(tmp_pa
     assert stored["stem.weight"] == (TensorProto.INT8, (16, 3, 3, 3), 432)
     assert stored["depthwise.weight"] == (TensorProto.FLOAT16, (16, 1, 3, 3), 288)
     assert stored["head.weight"] == (TensorProto.INT8, (5, 16), 80)
-    assert stored["stem.bias"] == (TensorProto.INT32, (16,), 64)
+    assert stored["stem.bias"] == (TensorProto.FLOAT, (16,), 64)  # what follows reads it in two ways: nothing fuses
     assert stored["depthwise.bias"] == (TensorProto.FLOAT16, (16,), 32)
     assert stored["head.bias"] == (TensorProto.BFLOAT16, (5,), 10)
     assert stored["scales/stem.weight"] == (TensorProto.FLOAT, (16,), 64)
@@ -235,6 +241,37 @@ def test_rows_of_packed_parameters_and_repeated_modules_are_written(formats: str
     inputs = a_batch(what, 7)
     assert_rare_steps(np.abs(run(tmp_path / "net.onnx", inputs) - simulated(what, inputs)), what, inputs)
     assert {"attention.in_proj_weight[0:16]", "twice.weight"} <= {t.name for t in model.graph.initializer}
+
+
+class Clamped(nn.Module):
+    """Two clamps that rounding makes up for, and one whose range calibration saw only a part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+        self.a.weight.data *= 40
+        self.b.weight.data *= 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.b(nn.functional.relu6(self.a(x))))
+        return self.d(nn.functional.hardtanh(self.c(x), -30, 30)).mean((2, 3))
+
+
+def test_a_clamp_that_rounding_makes_up_for_is_left_out(tmp_path: Path) -> None:
+    bundle = bundle_of(Clamped().eval(), [(numbers(16, 8, 6, 6, seed=s),) for s in range(3)])
+    what = exportable_of(bundle, "int8")
+    _, model = exported(what, tmp_path)
+    ops = Counter(node.op_type for node in model.graph.node)
+    # Rounding to 0 ... 6 clips at 0 and 6; values of c lie well within 30, which their rounding cuts off sooner.
+    assert ops["Clip"] == 0
+    session(tmp_path / "net.onnx", tmp_path / "optimized.onnx")
+    assert Counter(n.op_type for n in onnx.load(str(tmp_path / "optimized.onnx")).graph.node)["QLinearConv"] == 3
+    inputs = a_batch(what, 7)
+    assert_rare_steps(np.abs(run(tmp_path / "net.onnx", inputs) - simulated(what, inputs)), what, inputs)
+    floats = exportable_of(bundle, {"a": "int8/int8", "b": "fp16/fp16", "c": "int8/int8", "d": "fp32/fp32"})
+    _, model = exported(floats, tmp_path)
+    assert Counter(node.op_type for node in model.graph.node)["Clip"] == 2  # before b and d, which round nothing off
 
 
 def test_nibbles_go_low_half_first() -> None:

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from haq import diskcache
 from haq.errors import InputError
+from haq.export.onnx_neighbours import text
 from haq.export.onnx_values import DOMAIN, IR, OPSET, without_dead_nodes
 from haq.nn.checkpoints import weights_hash
 from haq.nn.exportable import Exportable
@@ -130,7 +131,7 @@ def _checked(model: onnx.ModelProto, what: Exportable) -> onnx.ModelProto:
     """The graph, if it holds what it should: opset, a free batch axis, every operand's marker."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     seen = [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == "Output"]
-    layers = {_text(node, "layer") for node in seen}
+    layers = {text(node, "layer") for node in seen}
     if opsets.get("") != OPSET or model.functions or layers != set(what.workload.layer_names):
         raise InputError(
             "the captured graph is not the traced network", where=what.workload.name,
@@ -177,10 +178,6 @@ def _inputs(what: Exportable) -> dict[str, Tensor]:
         if len(names) == len(tensors)
         else {f"input_{name}" if isinstance(name, int) else name: tensor for name, tensor in tensors.items()}
     )
-
-
-def _text(node: onnx.NodeProto, name: str) -> str:
-    return next(str(a.s, "utf-8") for a in node.attribute if a.name == name)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ class Style:
     """How numbers are written where ONNX leaves a choice.
 
     signed: activations as signed codes; code and zero-point are then less by half of the range.
-    integer_kernels: what ONNX Runtime's kernels for integers on CPUs ask for. Biases of 8-bit layers are int32 in units
-    of the product of both scales, and 4-bit weights that meet 8-bit activations are cast to 8 bits.
+    integer_kernels: what ONNX Runtime's kernels for integers on CPUs ask for. Where one can run, biases are int32 in
+    units of the product of both scales, and 4-bit weights that meet 8-bit activations are cast to 8 bits.
     fp16_kernels: fp16 layers multiply tensors of that type. ONNX Runtime's CPU build computes such a layer in fp32 and
     drops the casts around it, so that nothing would be rounded; there the rounding is written out instead.
     """

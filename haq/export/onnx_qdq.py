@@ -42,7 +42,8 @@ FLAVOURS: Mapping[str, Flavour] = {
         _as_it_is,
         (
             "made for ONNX Runtime on CPUs: unsigned activations with the calibrated zero-point",
-            "biases of 8-bit layers are int32 in units of both scales, which its integer kernels ask for",
+            "where an integer kernel adds it, the bias is int32 in units of the product of both scales",
+            "what was simulated needs sessions as `haq verify` sets them: by itself ONNX Runtime rounds more",
         ),
     ),
     "tensorrt": Flavour(

@@ -7,6 +7,7 @@ from onnx import NodeProto
 
 from haq.errors import InputError
 from haq.export.onnx_draft import Draft, Style
+from haq.export.onnx_neighbours import Neighbours, number, text
 from haq.export.onnx_operands import FLOAT, operand, rounded
 from haq.export.onnx_values import DOMAIN, without_dead_nodes
 from haq.export.onnx_weights import bias, integer_bias, looked_up, multiplies_integers, weight
@@ -61,10 +62,7 @@ class _Writing:
                         self.owners.setdefault(key, []).append(layer)
         self.now: dict[str, str] = {}
         self.made_by: dict[str, NodeProto] = {}
-        self.readers: dict[str, list[NodeProto]] = {}
-        for node in model.graph.node:
-            for name in dict.fromkeys(node.input):
-                self.readers.setdefault(name, []).append(node)
+        self.neighbours = Neighbours(model, what.numbers.quantizers)
 
     def rewrite(self) -> None:
         tables = self._tables()
@@ -107,28 +105,32 @@ class _Writing:
         for node in self.model.graph.node:
             if node.domain != DOMAIN or node.op_type != "Parameter":
                 continue
-            stored, readers = self.what.numbers.weights.get(_text(node, "key")), self.readers.get(node.output[0], [])
+            stored, readers = self.what.numbers.weights.get(text(node, "key")), self.neighbours.readers(node.output[0])
             if (
                 isinstance(stored, QuantizedWeight)
                 and stored.format.bits > 4
                 and stored.channel_axis == 0
-                and all(n.op_type == "Gather" and n.input[0] == node.output[0] and not _axis(n) for n in readers)
+                and all(
+                    n.op_type == "Gather" and n.input[0] == node.output[0] and not number(n, "axis") for n in readers
+                )
             ):
-                found[node.output[0]] = _text(node, "key")
+                found[node.output[0]] = text(node, "key")
         return found
 
     def _parameter(self, node: NodeProto) -> str:
-        key = _text(node, "key")
+        key = text(node, "key")
         precision, numbers = self._precision(key), self.what.numbers
         if key in numbers.weights:
             return weight(self.draft, key, numbers.weights[key], precision)
-        return self._integer_bias(key) or bias(self.draft, key, numbers.biases[key], precision)
+        if self.draft.style.integer_kernels and self.neighbours.fuses_with_bias(node.output[0]):
+            return self._integer_bias(key) or bias(self.draft, key, numbers.biases[key], precision)
+        return bias(self.draft, key, numbers.biases[key], precision)
 
     def _integer_bias(self, key: str) -> str | None:
-        """The bias as int32 where an integer kernel adds it: one layer alone has it, and one scale per channel."""
+        """The bias as int32 where that is possible: one layer alone has it, and one scale per channel."""
         (layer, *others), numbers = self.owners[key], self.what.numbers
         precision, read = self._precision(key), numbers.quantizers.get((layer.name, 0))
-        if others or read is None or layer.weight is None or not self.draft.style.integer_kernels:
+        if others or read is None or layer.weight is None:
             return None
         stored = numbers.weights[layer.weight.key]
         if not multiplies_integers(precision) or not isinstance(stored, QuantizedWeight) or stored.channel_axis:
@@ -138,13 +140,14 @@ class _Writing:
         return integer_bias(self.draft, key, numbers.biases[key], (name, stored.scales.numpy()), read)
 
     def _operand(self, node: NodeProto) -> str:
-        name = _text(node, "layer"), _axis(node, "index")
+        name = text(node, "layer"), number(node, "index")
         fmt = self.what.executed.precision(name[0]).activation
-        x = self.now.get(node.input[0], node.input[0])
+        source = self.neighbours.unclamped(node.input[0])
+        x = self.now.get(source, source)
         return operand(self.draft, x, fmt, name, self.what.numbers.quantizers.get(name))
 
     def _output(self, node: NodeProto) -> str:
-        layer = _text(node, "layer")
+        layer = text(node, "layer")
         y = self.now.get(node.input[0], node.input[0])
         self._name_product(layer, y)
         fmt = arithmetic(self.what.executed.precision(layer))
@@ -162,11 +165,3 @@ class _Writing:
 
 
 _MARKERS = {"Parameter": _Writing._parameter, "Operand": _Writing._operand, "Output": _Writing._output}
-
-
-def _text(node: NodeProto, name: str) -> str:
-    return next(str(a.s, "utf-8") for a in node.attribute if a.name == name)
-
-
-def _axis(node: NodeProto, name: str = "axis") -> int:
-    return next((a.i for a in node.attribute if a.name == name), 0)

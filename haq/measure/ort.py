@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,13 @@ REST = ("session.force_spinning_stop", "1")
 cores from whatever is timed next; waking them costs some 25 us per inference."""
 
 
-PRECISE = ("session.x64quantprecision", "1")
-"""Products of 8-bit codes that do not saturate on x86 without VNNI, where pairs of them are summed in 16 bits."""
+PRECISE: Mapping[str, str] = {
+    # Products of 8-bit codes then do not saturate on x86 without VNNI, where pairs of them are summed in 16 bits.
+    "session.x64quantprecision": "1",
+    # A product with 4-bit weights would round its other operand to 8 bits (level 4).
+    "session.qdq_matmulnbits_accuracy_level": "1",
+}
+"""Entries of a session that computes what the graph says, instead of something faster."""
 
 
 def session(
@@ -47,7 +53,8 @@ def session(
     options.log_severity_level = 4
     options.add_session_config_entry(*REST)
     if precise:
-        options.add_session_config_entry(*PRECISE)
+        for key, value in PRECISE.items():
+            options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(

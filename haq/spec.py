@@ -37,8 +37,8 @@ PerTarget = Annotated[float | dict[str, float], PlainValidator(_limits)]
 """One limit for every target, or a table from target to limit."""
 
 BYTES_PER_MB = 1_000_000
-EXPORT_FORMATS = ("json",)
-"""What a run can be handed over as: `json` is the canonical haq.config/v1 in `configs/`."""
+EXPORT_FORMATS = ("json", "onnx-qdq", "litert", "qwix", "modelopt", "torchao")
+"""What a run can be handed over as: the formats of `haq export`; `json` is the canonical haq.config/v1."""
 
 
 MOST_TRIALS = 500
@@ -151,7 +151,7 @@ class Deployment(_Section):
     max_size_mb: PerTarget | None = None
     max_memory_mb: PerTarget | None = None
     max_energy_mj: PerTarget | None = None
-    formats: tuple[str, ...] = EXPORT_FORMATS
+    formats: tuple[str, ...] = ("json",)
 
     @field_validator("formats")
     @classmethod

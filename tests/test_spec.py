@@ -204,3 +204,10 @@ def test_the_brief_of_a_bare_spec_claims_no_limits() -> None:
     text = brief(Spec.model_validate(minimal()))
     assert "no limit on the drop" in text
     assert "at most" not in text
+
+
+def test_a_spec_can_name_every_format_that_can_be_exported():
+    from haq.export import EXPORTERS
+    from haq.spec import EXPORT_FORMATS
+
+    assert set(EXPORT_FORMATS) == set(EXPORTERS)

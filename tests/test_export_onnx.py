@@ -274,6 +274,30 @@ def test_a_clamp_that_rounding_makes_up_for_is_left_out(tmp_path: Path) -> None:
     assert Counter(node.op_type for node in model.graph.node)["Clip"] == 2  # before b and d, which round nothing off
 
 
+def test_a_channel_that_is_all_but_dead_leaves_its_layer_an_integer_one(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        network[0].weight[1] *= 1e-12  # type: ignore[index, operator]
+        network[0].bias[1] = 1.5  # type: ignore[index, operator]
+    what = exportable_of(
+        bundle_of(nn.Sequential(network, nn.Flatten()).eval(), [(numbers(16, 3, 6, 6, seed=s),) for s in range(3)]),
+        "int8",
+    )
+    report, model = exported(what, tmp_path)
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    stored = what.numbers.weights["0.0.weight"]
+    assert isinstance(stored, QuantizedWeight)
+    assert report.losses[0].note == "larger scales in 1 of 4 channels: biases must fit 32 bits"
+    assert (constants["0.0.bias"].dtype, constants["0.0.bias"][1]) == (np.int32, 2**30)
+    assert not constants["0.0.weight"][1].any()
+    others = [0, 2, 3]
+    assert np.array_equal(constants["0.0.weight"][others], stored.codes.numpy()[others])
+    assert np.array_equal(constants["scales/0.0.weight"][others], stored.scales.numpy()[others])
+    inputs = a_batch(what, 7)
+    assert_rare_steps(np.abs(run(tmp_path / "net.onnx", inputs) - simulated(what, inputs)), what, inputs)
+
+
 def test_nibbles_go_low_half_first() -> None:
     tensor = integers("w", np.array([[1, -2, 7]], np.int8), 4)
     assert tensor.raw_data == bytes([0xE1, 0x07])  # -2 is 0xE in four bits

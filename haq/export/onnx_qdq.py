@@ -64,10 +64,10 @@ def export(what: Exportable, where: Path, options: Mapping[str, str]) -> ExportR
     if where.suffix != ".onnx":
         raise InputError("not where an ONNX file can go", where="--out", got=str(where), expected="an .onnx file")
     changed = flavour.changed(what)
-    model = written(captured(what), changed.what, flavour.style)
-    _label(model, changed.what, name)
-    write_file(where, model.SerializeToString(), "ONNX file")
-    layers = tuple(_line(layer, what, changed) for layer in what.workload.layer_names)
+    made = written(captured(what), changed.what, flavour.style)
+    _label(made.model, changed.what, name)
+    write_file(where, made.model.SerializeToString(), "ONNX file")
+    layers = tuple(_line(layer, what, changed, made.notes.get(layer, "")) for layer in what.workload.layer_names)
     return ExportReport(FORMAT, (where,), layers, flavour.notes)
 
 
@@ -84,9 +84,9 @@ def _label(model: onnx.ModelProto, what: Exportable, flavour: str) -> None:
     onnx.helper.set_model_props(model, about)
 
 
-def _line(layer: str, what: Exportable, changed: Changed) -> LayerWritten:
+def _line(layer: str, what: Exportable, changed: Changed, note: str) -> LayerWritten:
     asked, now = what.executed.precision(layer), changed.what.executed.precision(layer)
-    notes = [text for text in (changed.notes.get(layer, ""), _emulated(now)) if text]
+    notes = [text for text in (changed.notes.get(layer, ""), note, _emulated(now)) if text]
     return LayerWritten(layer, asked, now, "; ".join(dict.fromkeys(notes)))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from onnx import TensorProto
 from torch import Tensor
 
@@ -12,11 +14,13 @@ from haq.export.onnx_operands import FLOAT, rounded
 from haq.export.onnx_values import floats, integers
 from haq.nn.lsq import Stored
 from haq.nn.ptq.layers import arithmetic
-from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight
+from haq.nn.quantizers import QuantizedWeight
 from haq.precision import Format, Precision
 
 LARGEST_BIAS_CODE = 2**30
 """Above it a bias and the products that it is added to may leave 32 bits."""
+SMALLEST_UNIT = 1e-30
+"""Products of scales below it may vanish in fp32."""
 
 
 def weight(draft: Draft, key: str, stored: Stored, precision: Precision) -> str:
@@ -41,25 +45,34 @@ def bias(draft: Draft, key: str, values: Tensor, precision: Precision) -> str:
     return float_constant(draft, key, values, to, to)
 
 
-def integer_bias(
-    draft: Draft, key: str, values: Tensor, scales: tuple[str, NDArray[np.float32]], read: ActivationQuantizer
-) -> str | None:
-    """A bias as int32 in units of its layer's sums of products; None where the codes would not fit.
+def integer_bias(draft: Draft, key: str, values: Tensor, weight: tuple[str, QuantizedWeight], scale: float) -> str:
+    """A bias as int32 in units of its layer's sums of products.
 
-    scales: of the weight, the constant's name and (channels,) values. read: the layer's operand. The unit of a channel
-    is scale of weight x scale of operand (Jacob et al. 2018, section 2.4): rounding to it loses at most half of it.
+    weight: its layer's, with its key, after `with_room_for`. scale: of the layer's operand. The unit of a channel is
+    scale of weight x scale of operand (Jacob et al. 2018, section 2.4): rounding to it loses at most half of it.
     """
-    name, by_channel = scales
-    unit = by_channel * np.float32(read.scale)
-    exact = values.detach().double().numpy()
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        codes = np.rint(exact / unit.astype(np.float64))
-    if not bool(np.all(np.abs(codes) <= LARGEST_BIAS_CODE)):
-        return None
-    one = draft.array(f"bias_unit/{key}", np.float32(read.scale))
-    stored = draft.constant(integers(key, codes.astype(np.int32), 32))
+    unit = weight[1].scales.numpy() * np.float32(scale)
+    codes = np.rint(values.detach().double().numpy() / unit.astype(np.float64)).astype(np.int32)
+    scales = draft.array(f"scales/{weight[0]}", weight[1].scales.numpy())
+    one, stored = draft.array(f"bias_unit/{key}", np.float32(scale)), draft.constant(integers(key, codes, 32))
     # The units are computed, not stored: the runtime folds them, and they would double the bias.
-    return draft.node("DequantizeLinear", [stored, draft.node("Mul", [name, one])], axis=0)
+    return draft.node("DequantizeLinear", [stored, draft.node("Mul", [scales, one])], axis=0)
+
+
+def with_room_for(values: Tensor, weight: QuantizedWeight, scale: float) -> QuantizedWeight:
+    """The weight with larger scales where the bias would not fit 32 bits, as ONNX Runtime's own quantizer does it.
+
+    That happens in channels that are all but dead: weights of 1e-10 beside a bias of 1 get a code of zero then.
+    """
+    needed = np.abs(values.detach().double().numpy()) / (LARGEST_BIAS_CODE * scale)
+    needed = np.maximum(needed, SMALLEST_UNIT / scale)
+    before = weight.scales.double().numpy()
+    if bool(np.all(before >= needed)):
+        return weight
+    scales = torch.from_numpy(np.maximum(before, needed)).float()
+    share = torch.from_numpy(before).div(scales.double()).reshape(-1, *[1] * (weight.codes.dim() - 1))
+    codes = torch.where(share == 1, weight.codes.double(), torch.round(weight.codes.double() * share))
+    return replace(weight, codes=codes.to(weight.codes.dtype), scales=scales)
 
 
 def looked_up(draft: Draft, key: str, stored: QuantizedWeight, ids: str, precision: Precision) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import onnx
 from onnx import NodeProto
 
@@ -10,7 +13,7 @@ from haq.export.onnx_draft import Draft, Style
 from haq.export.onnx_neighbours import Neighbours, number, text
 from haq.export.onnx_operands import FLOAT, operand, rounded
 from haq.export.onnx_values import DOMAIN, without_dead_nodes
-from haq.export.onnx_weights import bias, integer_bias, looked_up, multiplies_integers, weight
+from haq.export.onnx_weights import bias, integer_bias, looked_up, multiplies_integers, weight, with_room_for
 from haq.nn.exportable import Exportable
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import QuantizedWeight
@@ -22,7 +25,15 @@ PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Eins
 """What a layer multiplies or looks up with: that node gets the layer's name."""
 
 
-def written(marked: onnx.ModelProto, what: Exportable, style: Style) -> onnx.ModelProto:
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A config's graph. notes: layer -> what its numbers lost."""
+
+    model: onnx.ModelProto
+    notes: Mapping[str, str]
+
+
+def written(marked: onnx.ModelProto, what: Exportable, style: Style) -> Written:
     """The config's graph, of standard operators. marked: of `onnx_capture.captured`, for the same network.
 
     Constants are named as `haq.nn.tuned` names its tensors, a weight and a bias as the state dict does; the node that
@@ -30,7 +41,8 @@ def written(marked: onnx.ModelProto, what: Exportable, style: Style) -> onnx.Mod
     """
     model = onnx.ModelProto()
     model.CopyFrom(marked)
-    _Writing(model, what, style).rewrite()
+    writing = _Writing(model, what, style)
+    writing.rewrite()
     without_dead_nodes(model)
     del model.opset_import[:]
     model.opset_import.extend(entry for entry in marked.opset_import if entry.domain == "")
@@ -41,13 +53,14 @@ def written(marked: onnx.ModelProto, what: Exportable, style: Style) -> onnx.Mod
             "the network cannot be written in these formats", where=what.workload.name,
             got=(str(error).strip().splitlines() or [""])[0][:200], expected="a graph whose types agree",
         ) from None  # fmt: skip
-    return model
+    return Written(model, writing.notes)
 
 
 class _Writing:
     """One pass over a graph, in place. It changes as it goes.
 
     owners: state-dict key -> the layers that multiply with it or add it. now: tensor -> the one that took its place.
+    added_as_integers: key of a bias -> key of its layer's weight, and the scale of the layer's operand.
     """
 
     def __init__(self, model: onnx.ModelProto, what: Exportable, style: Style) -> None:
@@ -63,6 +76,11 @@ class _Writing:
         self.now: dict[str, str] = {}
         self.made_by: dict[str, NodeProto] = {}
         self.neighbours = Neighbours(model, what.numbers.quantizers)
+        self.weights = dict(what.numbers.weights)
+        self.notes: dict[str, str] = {}
+        self.added_as_integers: dict[str, tuple[str, float]] = {}
+        if style.integer_kernels:
+            self._choose_integer_biases()
 
     def rewrite(self) -> None:
         tables = self._tables()
@@ -119,25 +137,36 @@ class _Writing:
 
     def _parameter(self, node: NodeProto) -> str:
         key = text(node, "key")
-        precision, numbers = self._precision(key), self.what.numbers
-        if key in numbers.weights:
-            return weight(self.draft, key, numbers.weights[key], precision)
-        if self.draft.style.integer_kernels and self.neighbours.fuses_with_bias(node.output[0]):
-            return self._integer_bias(key) or bias(self.draft, key, numbers.biases[key], precision)
-        return bias(self.draft, key, numbers.biases[key], precision)
+        precision = self._precision(key)
+        if key in self.weights:
+            return weight(self.draft, key, self.weights[key], precision)
+        values = self.what.numbers.biases[key]
+        if key not in self.added_as_integers:
+            return bias(self.draft, key, values, precision)
+        of, scale = self.added_as_integers[key]
+        stored = self.weights[of]
+        assert isinstance(stored, QuantizedWeight)
+        return integer_bias(self.draft, key, values, (of, stored), scale)
 
-    def _integer_bias(self, key: str) -> str | None:
-        """The bias as int32 where that is possible: one layer alone has it, and one scale per channel."""
-        (layer, *others), numbers = self.owners[key], self.what.numbers
-        precision, read = self._precision(key), numbers.quantizers.get((layer.name, 0))
-        if others or read is None or layer.weight is None:
-            return None
-        stored = numbers.weights[layer.weight.key]
-        if not multiplies_integers(precision) or not isinstance(stored, QuantizedWeight) or stored.channel_axis:
-            return None
-        name = f"scales/{layer.weight.key}"
-        self.draft.array(name, stored.scales.numpy())
-        return integer_bias(self.draft, key, numbers.biases[key], (name, stored.scales.numpy()), read)
+    def _choose_integer_biases(self) -> None:
+        """Where an integer kernel can run: one layer alone has weight and bias, and one scale per channel."""
+        numbers = self.what.numbers
+        for node in self.model.graph.node:
+            if node.op_type != "Parameter" or not self.neighbours.fuses_with_bias(node.output[0]):
+                continue
+            layer, key = self.owners[text(node, "key")][0], text(node, "key")
+            assert layer.weight is not None
+            stored, read = numbers.weights[layer.weight.key], numbers.quantizers.get((layer.name, 0))
+            alone = len(self.owners[key]) == len(self.owners[layer.weight.key]) == 1
+            if not alone or read is None or not multiplies_integers(self._precision(key)):
+                continue
+            if isinstance(stored, QuantizedWeight) and stored.channel_axis == 0:
+                self.added_as_integers[key] = layer.weight.key, read.scale
+                self.weights[layer.weight.key] = raised = with_room_for(numbers.biases[key], stored, read.scale)
+                if count := int((raised.scales != stored.scales).sum()):
+                    self.notes[layer.name] = (
+                        f"larger scales in {count} of {len(stored.scales)} channels: biases must fit 32 bits"
+                    )
 
     def _operand(self, node: NodeProto) -> str:
         name = text(node, "layer"), number(node, "index")

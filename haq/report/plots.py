@@ -132,7 +132,9 @@ def _draw_panel(axes: Axes, panel: Panel, axis: _Axis) -> None:
     front = [r for c, r in shown if c.number in panel.front]
     others = [r for c, r in shown if c.number not in panel.front]
     _scatter(axes, [r for r in others if r.is_feasible], axis, floor, ("o", DOMINATED, "dominated"))
-    _scatter(axes, [r for r in others if not r.is_feasible], axis, floor, ("x", INFEASIBLE, "breaks a limit"))
+    refused = [r for r in others if not r.is_feasible and not _is_stopped(r)]
+    _scatter(axes, [r for r in others if _is_stopped(r)], axis, floor, ("+", DOMINATED, "stopped early"))
+    _scatter(axes, refused, axis, floor, ("x", INFEASIBLE, "breaks a limit"))
     _draw_front_line(axes, front, axis, floor)
     for result in (r for c, r in shown if c.origin == UNIFORM_8):
         _draw_baseline(axes, (_x(result, axis), max(_percent(result), floor)), "8-bit", "D")
@@ -142,6 +144,11 @@ def _draw_panel(axes: Axes, panel: Panel, axis: _Axis) -> None:
     top = max([fp32, *(_percent(r) for _, r in shown), *(_interval(r)[1] for r in front)])
     axes.set_ylim(floor, top + 0.12 * (top - floor))
     axes.margins(x=0.12)
+
+
+def _is_stopped(result: TargetResult) -> bool:
+    """Whether its accuracy is an estimate from a part of the samples."""
+    return result.measurement is not None and result.measurement.is_partial
 
 
 def _scatter(

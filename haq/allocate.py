@@ -26,8 +26,10 @@ SCALE = 1e3
 ROUNDING = 1e-12
 """Relative to a limit: what sums in another order may differ by. A limit that is exceeded by less is met."""
 
-ATTEMPTS = 8
-"""Times that a limit is moved inwards by what a solution exceeds it by, within the solver's tolerance."""
+ATTEMPTS = 16
+"""Times that a limit is moved inwards, each time by GROWTH times as much: the solver sees no excess that is too small."""
+
+GROWTH = 8.0
 
 
 class OutOfTime(RuntimeError):
@@ -74,8 +76,8 @@ def allocate(
 
     limits, minimize: by name, `loss`, one of `model.figures` or `activation_peak_bytes`. None when nothing is within
     the limits. What is unknown (NaN) is within none and never the least. A returned point meets every limit by
-    `Terms.total`, up to ROUNDING. With mip_rel_gap 0 it is the best, but that a point within a billionth of a limit may
-    be taken for one beyond it; otherwise it is worse by at most that share of what it has above the smallest
+    `Terms.total`, up to ROUNDING. With mip_rel_gap 0 it is the best, but that a point within a few billionths of a
+    limit's largest term may be taken for one beyond it; otherwise it is worse by at most that share of what it has above the smallest
     conceivable sum. After time_limit_s seconds it is the best so far. Raises InputError on unknown names and figures,
     OutOfTime when nothing was found in time, RuntimeError when the solver fails.
     """
@@ -89,7 +91,7 @@ def allocate(
     if not all(len(levels) for levels in model.available):
         return None
     moved = dict(limits)
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         found = _solve(model, moved, weights, _Effort(mip_rel_gap, time_limit_s))
         if found is None:
             return None
@@ -97,7 +99,7 @@ def allocate(
         over = {name: excess for name, excess in over.items() if excess > ROUNDING * abs(limits[name])}
         if not over:
             return improve(model, found, limits, lambda points: _weighted(model, weights, points)[:, None])
-        moved |= {name: moved[name] - 2 * excess for name, excess in over.items()}
+        moved |= {name: moved[name] - 2 * GROWTH**attempt * excess for name, excess in over.items()}
     raise RuntimeError(f"every solution lies beyond its limits, the last one by {over}")
 
 

@@ -63,11 +63,14 @@ def export(what: Exportable, out: Path, options: Mapping[str, str]) -> ExportRep
     functions = (dequantized, load_numbers, compute_in, quantize_with_modelopt)
     about = f"{what.workload.name} for NVIDIA Model Optimizer: `quantize(model)` gives it haq's numbers and quantizers."
     write_file(script, source(about, "import fnmatch", data, functions) + LOAD, "loader")
-    notes = (
-        "the JSON has text for the keys of block_sizes where Model Optimizer wants integers: load the Python file",
-        "activations are symmetric, zero-point 0: run `haq verify` for what that does to the accuracy",
-    )
-    return ExportReport("modelopt", (table, script, numbers), tuple(lines.values()), notes)
+    notes = [
+        "weights and ranges are exact only with the numbers, which the Python file loads; int4 is not packed there"
+    ]
+    if any("block_sizes" in rule.get("cfg", {}) for rule in found):
+        notes.append(
+            "JSON has text for the keys of block_sizes where Model Optimizer wants integers: load the Python file"
+        )
+    return ExportReport("modelopt", (table, script, numbers), tuple(lines.values()), tuple(notes))
 
 
 def as_modelopt(what: Exportable, written: Mapping[str, Precision]) -> tuple[Assignment, Tuned]:

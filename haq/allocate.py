@@ -27,7 +27,7 @@ ROUNDING = 1e-12
 """Relative to a limit: what sums in another order may differ by. A limit that is exceeded by less is met."""
 
 ATTEMPTS = 16
-"""Times that a limit is moved inwards, each time by GROWTH times as much: the solver sees no excess that is too small."""
+"""Times that a limit is moved inwards, each time by GROWTH times as much: the solver sees no excess of a billionth."""
 
 GROWTH = 8.0
 
@@ -77,9 +77,9 @@ def allocate(
     limits, minimize: by name, `loss`, one of `model.figures` or `activation_peak_bytes`. None when nothing is within
     the limits. What is unknown (NaN) is within none and never the least. A returned point meets every limit by
     `Terms.total`, up to ROUNDING. With mip_rel_gap 0 it is the best, but that a point within a few billionths of a
-    limit's largest term may be taken for one beyond it; otherwise it is worse by at most that share of what it has above the smallest
-    conceivable sum. After time_limit_s seconds it is the best so far. Raises InputError on unknown names and figures,
-    OutOfTime when nothing was found in time, RuntimeError when the solver fails.
+    limit's largest term may be taken for one beyond it; otherwise it is worse by at most that share of what it has
+    above the smallest conceivable sum. After time_limit_s seconds it is the best so far. Raises InputError on unknown
+    names and figures, OutOfTime when nothing was found in time, RuntimeError when the solver fails.
     """
     weights = {minimize: 1.0} if isinstance(minimize, str) else minimize
     for name in (*limits, *weights):

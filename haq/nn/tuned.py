@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from haq.precision import Assignment, Precision
 from haq.workload import LayerSpec, Workload
 
 SCHEMA = "haq.tuned/v1"
+
+Result = Callable[[Tensor, Tensor], Tensor]
+"""(a layer's result, the rounded first operand that it read; of an embedding the result) -> what the next op sees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +55,17 @@ def load_tuned(config: Path, model: nn.Module, workload: Workload) -> nn.Module:
     return build_tuned(model, workload, executed, read_tuned(config, raw, workload))
 
 
-def build_tuned(model: nn.Module, workload: Workload, executed: Assignment, tuned: Tuned) -> nn.Module:
-    """A new model that computes with the tuned numbers: integer weights as code x scale, as the simulator does."""
+def build_tuned(
+    model: nn.Module,
+    workload: Workload,
+    executed: Assignment,
+    tuned: Tuned,
+    results: Mapping[str, Result] | None = None,
+) -> nn.Module:
+    """A new model that computes with the tuned numbers: integer weights as code x scale, as the simulator does.
+
+    results: layer -> what happens to its result beyond what its precision says.
+    """
     built = shared_copy(model)
     parts = {}
     for layer in workload.layers:
@@ -66,7 +78,7 @@ def build_tuned(model: nn.Module, workload: Workload, executed: Assignment, tune
         for name in _names(model, key):
             path, _, last = name.rpartition(".")
             built.get_submodule(path)._parameters[last] = nn.Parameter(value.detach(), requires_grad=False)
-    probe = _Frozen(executed, tuned.quantizers)
+    probe = _Frozen(executed, tuned.quantizers, results or {})
     if tuned.functional or any(layer.kind == "matmul" for layer in workload.layers):
         instrument_ops(built, workload, probe, frozenset(workload.layer_names))
     else:
@@ -76,23 +88,39 @@ def build_tuned(model: nn.Module, workload: Workload, executed: Assignment, tune
 
 
 class _Frozen:
-    """The probe that rounds operands and results; parameters are rounded already."""
+    """The probe that rounds operands and results; parameters are rounded already.
 
-    def __init__(self, executed: Assignment, quantizers: Mapping[Operand, ActivationQuantizer]) -> None:
+    It changes while the model runs: what a layer with a `Result` of its own reads is kept until its result is there.
+    """
+
+    def __init__(
+        self,
+        executed: Assignment,
+        quantizers: Mapping[Operand, ActivationQuantizer],
+        results: Mapping[str, Result],
+    ) -> None:
         self._precisions = {name: executed.precision(name) for name in executed}
-        self._quantizers = quantizers
+        self._quantizers, self._results = quantizers, results
+        self._read: dict[str, Tensor] = {}
 
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
+        rounded = self._rounded(layer, index, x)
+        if layer in self._results and index == 0:
+            self._read[layer] = rounded
+        return rounded
+
+    def output(self, layer: str, y: Tensor) -> Tensor:
+        rounded = cast(y, arithmetic(self._precisions[layer]))
+        return self._results[layer](rounded, self._read.pop(layer, y)) if layer in self._results else rounded
+
+    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
+        return x
+
+    def _rounded(self, layer: str, index: int, x: Tensor) -> Tensor:
         quantizer, fmt = self._quantizers.get((layer, index)), self._precisions[layer].activation
         if quantizer is not None:
             return quantizer(x)
         return round_per_token(x, fmt) if fmt.per_token else cast(x, fmt)
-
-    def output(self, layer: str, y: Tensor) -> Tensor:
-        return cast(y, arithmetic(self._precisions[layer]))
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
-        return x
 
 
 def bias_key(model: nn.Module, layer: LayerSpec) -> str | None:

@@ -1,0 +1,98 @@
+"""The network under diagnosis: what is deployed of it, and what a target does to it beyond rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from haq.nn.calibrate import Operand, calibrate
+from haq.nn.diagnosis.accumulators import saturated
+from haq.nn.exportable import Exportable, how_quantized
+from haq.nn.observers import Histograms
+from haq.nn.task import Inputs
+from haq.nn.tuned import Result, Tuned, build_tuned
+from haq.precision import FORMATS, Assignment, Format
+from haq.workload import Workload
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What calibration data showed of the operands. histograms: one row for each of `operands`."""
+
+    operands: tuple[Operand, ...]
+    histograms: Histograms = field(repr=False)
+
+    @cached_property
+    def rows(self) -> dict[Operand, int]:
+        """Operand -> its row."""
+        return {operand: row for row, operand in enumerate(self.operands)}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A quantized network as a device runs it. Interventions and injected faults give a new one; nothing is changed.
+
+    model: FP32, eval mode, batch norm folded. numbers: all that is deployed of the layers. calibrated: absent where
+    no summaries are at hand. scale_format: what weight scales are stored in. accumulators: layer -> `int32`, `int16`,
+    `intN` or `int16-pairs`, what the target sums products in, where that is not wide enough for anything. join_steps:
+    layer -> the step that its result is rounded to, since the compiler gives both inputs of a join one scale.
+    forced_steps: layer -> the same, since the target forces the op behind it to integers.
+    """
+
+    model: nn.Module
+    workload: Workload
+    executed: Assignment
+    numbers: Tuned
+    calibrated: Calibrated | None = None
+    scale_format: Format = FORMATS["fp32"]
+    accumulators: Mapping[str, str] = field(default_factory=dict)
+    join_steps: Mapping[str, float] = field(default_factory=dict)
+    forced_steps: Mapping[str, float] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """A model that computes what the device computes; it shares tensors with others, so only read it."""
+        return build_tuned(self.model, self.workload, self.executed, self.numbers, self.results())
+
+    def results(self) -> dict[str, Result]:
+        """Layer -> what happens to its result after the layer itself has rounded it."""
+        found: dict[str, list[Result]] = {}
+        specs = {layer.name: layer for layer in self.workload.layers}
+        for layer, accumulator in self.accumulators.items():
+            precision = self.executed.precision(layer)
+            if (function := saturated(specs[layer], precision, self.numbers, accumulator)) is not None:
+                found.setdefault(layer, []).append(function)
+        for steps in (self.join_steps, self.forced_steps):
+            for layer, step in steps.items():
+                found.setdefault(layer, []).append(_to_steps(step))
+        return {layer: _in_turn(functions) for layer, functions in found.items()}
+
+    def with_(self, **changes: object) -> Subject:
+        """A copy in which some fields differ."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def subject_of(what: Exportable) -> Subject:
+    """The network of a config, healthy as its search made it; its calibration is looked at again."""
+    batches: tuple[Inputs, ...] = () if what.task is None else tuple(what.task.calibration())
+    calibrated = None
+    if batches:
+        how = how_quantized(what.config)
+        ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
+        calibrated = Calibrated(ranges.operands, ranges.histograms)
+    return Subject(what.model, what.workload, what.executed, what.numbers, calibrated)
+
+
+def _to_steps(step: float) -> Result:
+    return lambda y, _: (y / step).round_().mul_(step)
+
+
+def _in_turn(functions: list[Result]) -> Result:
+    def all_of(y: Tensor, x: Tensor) -> Tensor:
+        for function in functions:
+            y = function(y, x)
+        return y
+
+    return all_of

@@ -12,7 +12,6 @@ from haq.nn.calibrate import Operand, calibrate
 from haq.nn.diagnosis.accumulators import saturated
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.observers import Histograms
-from haq.nn.task import Inputs
 from haq.nn.tuned import Result, Tuned, build_tuned
 from haq.precision import FORMATS, Assignment, Format
 from haq.workload import Workload
@@ -75,14 +74,16 @@ class Subject:
 
 
 def subject_of(what: Exportable) -> Subject:
-    """The network of a config, healthy as its search made it; its calibration is looked at again."""
-    batches: tuple[Inputs, ...] = () if what.task is None else tuple(what.task.calibration())
-    calibrated = None
-    if batches:
+    """The network of a config as its search made it; calibrated again where its numbers were in a file."""
+    return Subject(what.model, what.workload, what.executed, what.numbers, _calibrated(what))
+
+
+def _calibrated(what: Exportable) -> Calibrated | None:
+    ranges = what.calibration
+    if ranges is None and what.task is not None and (batches := tuple(what.task.calibration())):
         how = how_quantized(what.config)
         ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
-        calibrated = Calibrated(ranges.operands, ranges.histograms)
-    return Subject(what.model, what.workload, what.executed, what.numbers, calibrated)
+    return None if ranges is None else Calibrated(ranges.operands, ranges.histograms)
 
 
 def _to_steps(step: float) -> Result:

@@ -6,9 +6,8 @@ convolution's traffic leave nothing for fewer bits to save, and finer weights ma
 multiplied. What the kernel saves is then less than what its edges cost.
 
 Statistic: `latency_share`, the part of the modelled latency of the whole network, converts included, that goes when a
-layer, or an island of neighbouring layers that work in the same activation format, takes a wider format: the next
-wider one, the next with another activation format, or the widest. One convert is paid per island edge, so that islands
-have to be widened as a whole.
+layer, or an island of neighbouring layers that work in the same activation format, takes a wider format: any that a
+bit-width means there. One convert is paid per island edge, so that islands have to be widened as a whole.
 
 Threshold: 1 % of the latency. Narrowing that saves no time still saves bytes and is no finding; below 1 % nobody would
 widen for it. An island is reported in place of its layers where it saves at least 1 % more than they do alone.
@@ -103,18 +102,15 @@ def _best(costs: CostEvidence, groups: Sequence[tuple[str, ...]]) -> list[_Unit]
 
 
 def _ways(costs: CostEvidence, group: tuple[str, ...]) -> list[Raised]:
-    """The next wider formats, the next with another activation format, and the widest, each once."""
-    options = {name: _options(costs, name) for name in group}
-    other = {
-        name: [p for p in wider if p.activation != costs.executed.precision(name).activation]
-        for name, wider in options.items()
-    }
-    found: list[Raised] = []
-    for chosen, which in ((options, 0), (other, 0), (options, -1)):
-        raised = {name: wider[which] for name, wider in chosen.items() if wider}
-        if raised and raised not in found:
-            found.append(raised)
-    return found
+    """Each layer's next wider format, each one's widest, and each activation format that some can take; each once."""
+    options = {name: wider for name in group if (wider := _options(costs, name))}
+    formats = dict.fromkeys(p.activation for wider in options.values() for p in wider)
+    ways = [{name: wider[which] for name, wider in options.items()} for which in (0, -1)]
+    ways += [
+        {name: same[0] for name, wider in options.items() if (same := [p for p in wider if p.activation == format])}
+        for format in formats
+    ]
+    return [raised for i, raised in enumerate(ways) if raised and raised not in ways[:i]]
 
 
 def _options(costs: CostEvidence, layer: str) -> tuple[Precision, ...]:

@@ -20,10 +20,14 @@ from haq.workload import Workload
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What calibration data showed of the operands. histograms: one row for each of `operands`."""
+    """What calibration data showed of the operands. histograms: one row for each of `operands`.
+
+    batches: the data themselves, where they are at hand.
+    """
 
     operands: tuple[Operand, ...]
     histograms: Histograms = field(repr=False)
+    batches: tuple[Inputs, ...] = field(default=(), repr=False)
 
     @cached_property
     def rows(self) -> dict[Operand, int]:
@@ -81,7 +85,7 @@ def subject_of(what: Exportable) -> Subject:
     if batches:
         how = how_quantized(what.config)
         ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
-        calibrated = Calibrated(ranges.operands, ranges.histograms)
+        calibrated = Calibrated(ranges.operands, ranges.histograms, batches)
     return Subject(what.model, what.workload, what.executed, what.numbers, calibrated)
 
 

@@ -53,7 +53,7 @@ STRENGTHS: Mapping[str, Strength] = {
         (1, 2, 4), 1, 10_000, "how many layers, from this one on, ask for what the target does not execute", whole=True
     ),
     "no-speedup": Strength(
-        (1, 2, 4), 1, 10_000, "how many islands of one 8-bit layer, from this one on, lie among 16-bit layers",
+        (2, 4, 8), 1, 10_000, "how many islands of one 8-bit layer, from this one on, lie among 16-bit layers",
         whole=True,
     ),
 }  # fmt: skip

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from haq.errors import InputError
 from haq.nn.calibrate import Operand
-from haq.nn.diagnosis.looked import batches_of, bits_needed, given, seen, spec_of, with_histogram
-from haq.nn.diagnosis.rescaling import channels, check_same, pair_of, rescaled
+from haq.nn.diagnosis.looked import batches_of, bits_needed, given, seen, with_histogram
+from haq.nn.diagnosis.rescaling import beyond_fp16, check_same, pair_of
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.observers import BINS
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, affine_parameters, largest_code
@@ -59,10 +57,8 @@ def float_range(subject: Subject, layer: str, strength: float, rng: np.random.Ge
     pair = pair_of(subject.model, subject.workload, batches_of(subject, layer)[0], layer)
     read = [(name, 1) for name in pair.products] or [(name, 0) for name in pair.readers]
     largest = max(abs(end) for operand in read for end in seen(subject, operand))
-    factor = power_beyond(largest, strength)
-    model = rescaled(subject.model, subject.workload, pair, torch.full((channels(spec_of(subject, layer)),), factor))
+    model, factor = beyond_fp16(subject.model, subject.workload, pair, largest, strength)
     check_same(subject.model, model, batches_of(subject, layer)[0], layer)
-    check_weights_fit(float(part(model, f"{layer}.weight").abs().max()), layer, strength)
     numbers = subject.numbers
     weights = {**numbers.weights, f"{layer}.weight": part(model, f"{layer}.weight")}
     for name in pair.readers:
@@ -102,21 +98,6 @@ def join_mismatch(subject: Subject, layer: str, strength: float, rng: np.random.
     found = given(subject, layer)
     step = strength * (found.high - found.low) / STEPS
     return subject.with_(join_steps={**subject.join_steps, layer: step})
-
-
-def power_beyond(largest: float, strength: float) -> float:
-    """The least power of two that takes `largest` to at least `strength` times fp16's limit."""
-    return float(2.0 ** np.ceil(np.log2(strength * FORMATS["fp16"].largest / largest)))
-
-
-def check_weights_fit(largest: float, layer: str, strength: float) -> None:
-    """Raises InputError where a weight of that magnitude is infinite in fp16."""
-    limit = FORMATS["fp16"].largest
-    if largest > limit:
-        raise InputError(
-            "the layer's scaled weights would leave fp16 too", where=layer, got=f"strength {strength:g}",
-            expected=f"at most {strength * limit / largest:.3g} here", way_out="take a smaller strength",
-        )  # fmt: skip
 
 
 def _ranged(subject: Subject, operand: Operand, low: float, high: float) -> Subject:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from haq.nn.diagnosis.looked import batches_of, calibrated_anew, given, spec_of
-from haq.nn.diagnosis.rescaling import channels, check_same, divided, pair_of
+from haq.nn.diagnosis.rescaling import channels, check_same, divided, octaves, pair_of
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.ptq.ranges import minmax_grid, mse
 from haq.nn.quantizers import QuantizedWeight
@@ -31,7 +31,7 @@ def channel_imbalance(subject: Subject, layer: str, strength: float, rng: np.ran
     """
     batch = batches_of(subject, layer)[0]
     pair = pair_of(subject.model, subject.workload, batch, layer)
-    model = divided(subject.model, subject.workload, pair, factors(channels(spec_of(subject, layer)), strength, rng))
+    model = divided(subject.model, subject.workload, pair, octaves(channels(spec_of(subject, layer)), strength, rng))
     check_same(subject.model, model, batch, layer)
     made = _one_scale(subject.with_(model=model), layer)
     return calibrated_anew(made, pair.products) if pair.products else made
@@ -90,13 +90,6 @@ def block(subject: Subject, layer: str) -> tuple[str, ...]:
             return found if len(found) <= len(weighted) // 2 else ()
         prefix = prefix.rpartition(".")[0]
     return ()
-
-
-def factors(count: int, strength: float, rng: np.random.Generator) -> Tensor:
-    """(count,) powers of two, log-uniform from 1 / strength (rounded to a power of two) to 1; both ends occur."""
-    octaves = round(float(np.log2(strength)))
-    drawn = np.resize(np.arange(octaves + 1), count)
-    return torch.from_numpy(np.exp2(-rng.permutation(drawn).astype(np.float64))).float()
 
 
 def one_scale(weight: Tensor, fmt: Format, channel_axis: int) -> QuantizedWeight:

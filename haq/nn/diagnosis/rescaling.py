@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from haq.nn.instrument import shared_copy
 from haq.nn.ptq.cle import ChannelClip
 from haq.nn.ptq.smoothquant import divide
 from haq.nn.task import Inputs, first_samples, forward, logits_of
+from haq.precision import FORMATS
 from haq.workload import GlueOp, LayerSpec, Workload
 
 SAMPLES = 2
@@ -70,8 +72,8 @@ def pair_of(model: nn.Module, workload: Workload, batch: Inputs, layer: str) -> 
 def _holds(model: nn.Module, workload: Workload, pair: Pair, batch: Inputs) -> bool:
     """Whether the output stays when the pair's channels are scaled."""
     count = channels(next(spec for spec in workload.layers if spec.name == pair.producer))
-    octaves = torch.tensor(_TRIED_OCTAVES).repeat(-(-count // len(_TRIED_OCTAVES)))[:count]
-    trial = rescaled(model, workload, pair, torch.pow(2.0, octaves))
+    powers = torch.tensor(_TRIED_OCTAVES).repeat(-(-count // len(_TRIED_OCTAVES)))[:count]
+    trial = rescaled(model, workload, pair, torch.pow(2.0, powers))
     return moved(model, trial, batch) <= TOLERANCE
 
 
@@ -116,6 +118,33 @@ def divided(model: nn.Module, workload: Workload, pair: Pair, factors: Tensor) -
             reader.register_buffer("smoothing", undo)
             reader.register_forward_pre_hook(divide)
     return made
+
+
+def octaves(count: int, strength: float, rng: np.random.Generator) -> Tensor:
+    """(count,) powers of two, log-uniform from 1 / strength (rounded to a power of two) to 1; both ends occur."""
+    drawn = np.resize(np.arange(round(float(np.log2(strength))) + 1), count)
+    return torch.from_numpy(np.exp2(-rng.permutation(drawn).astype(np.float64))).float()
+
+
+def beyond_fp16(
+    model: nn.Module, workload: Workload, pair: Pair, largest: float, strength: float
+) -> tuple[nn.Module, float]:
+    """The network whose producer gives 2^k times as much, and 2^k.
+
+    2^k is the least power of two that takes `largest` to at least `strength` times 65504. Raises InputError where a
+    scaled weight would be infinite in fp16 itself: another fault.
+    """
+    limit = FORMATS["fp16"].largest
+    factor = 2.0 ** math.ceil(math.log2(strength * limit / largest))
+    spec = next(layer for layer in workload.layers if layer.name == pair.producer)
+    made = rescaled(model, workload, pair, torch.full((channels(spec),), factor))
+    weight = float(_parameter(made.get_submodule(pair.producer), "weight").abs().amax())
+    if weight > limit:
+        raise InputError(
+            "the layer's scaled weights would leave fp16 too", where=pair.producer, got=f"strength {strength:g}",
+            expected=f"at most {strength * limit / weight:.3g} here", way_out="take a smaller strength",
+        )  # fmt: skip
+    return made, factor
 
 
 def _scaled(model: nn.Module, workload: Workload, pair: Pair, factors: Tensor) -> nn.Module:

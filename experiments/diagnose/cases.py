@@ -4,7 +4,8 @@ Everything here was fixed before any detection run; nothing is chosen by what a 
 
 Base. Each network is its default int8 version (`int8/int8` everywhere, default techniques, observer mse); cost faults
 start from all layers at 8 bits (not-executed) or 16 bits (no-speedup) on a target, at batch 1.
-Places. Three of `places()` by position only: those at 1/6, 1/2 and 5/6 of the list (fewer where the list is shorter).
+Places. Three of `places()` by position only: those at 3/20, 1/2 and 9/10 of the list (fewer where the list is shorter);
+thirds would meet a transformer's period and be queries all.
 Strengths. The three defaults of `haq.diagnose.strengths.STRENGTHS`.
 Targets of cost faults. By place: TARGETS in turn, over those of them where the fault can be planted at all.
 Pairs. Each two of the ten modes of accuracy once per network, at middle strength, the first in its early and the second
@@ -70,8 +71,8 @@ def cases(space: str, subject: Subject, profiles: Mapping[str, HardwareProfile])
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The early, middle and late one: those at 1/6, 1/2 and 5/6 of the list, each once."""
-    return tuple(dict.fromkeys(names[(2 * third + 1) * len(names) // 6] for third in range(3) if names))
+    """The early, middle and late one: those at 3/20, 1/2 and 9/10 of the list, each once."""
+    return tuple(dict.fromkeys(names[twentieth * len(names) // 20] for twentieth in (3, 10, 18) if names))
 
 
 def _case(space: str, mode: str, layer: str, strength: float, target: str = "") -> Case:

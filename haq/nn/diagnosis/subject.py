@@ -12,6 +12,7 @@ from haq.nn.calibrate import Operand, calibrate
 from haq.nn.diagnosis.accumulators import saturated
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.observers import Histograms
+from haq.nn.task import Inputs
 from haq.nn.tuned import Result, Tuned, build_tuned
 from haq.precision import FORMATS, Assignment, Format
 from haq.workload import Workload

@@ -32,12 +32,14 @@ def weight_evidence(subject: Subject, layer: LayerSpec) -> WeightEvidence:
     rows = exact.movedim(axis, 0).flatten(1)
     largest = largest_by_channel(exact, axis)
     signal = power(exact)
-    best = tensor = sqnr = decibel(signal, power(in_use - exact))
+    wrong = power(in_use - exact)
+    best = tensor = sqnr = decibel(signal, wrong)
     scales = torch.zeros(0)
     if isinstance(stored, QuantizedWeight):
         best = max(sqnr, decibel(signal, _least_error(rows, stored.format)))
         tensor = decibel(signal, _tensor_error(exact, stored.format))
         scales = stored.scales if stored.scales.dim() == 1 else stored.scales.amax(dim=1)
+    gain = _gain(rows, in_use.movedim(axis, 0).flatten(1))
     alive = largest > 0
     lost = alive & (scales < SMALLEST_NORMAL[subject.scale_format.name]) if len(scales) else alive & _gone(in_use, axis)
     return WeightEvidence(
@@ -51,7 +53,15 @@ def weight_evidence(subject: Subject, layer: LayerSpec) -> WeightEvidence:
         scale_format=subject.scale_format,
         lost_channels=tuple(torch.nonzero(lost)[:, 0].tolist()),
         dead_channels=tuple(torch.nonzero(~alive)[:, 0].tolist()),
+        gain=gain.double().cpu().numpy(),
+        gain_share=power(rows * (gain - 1)[:, None]) / wrong if wrong > 0 else 0.0,
     )
+
+
+def _gain(exact: Tensor, in_use: Tensor) -> Tensor:
+    """(channels,) the factor with the least squared error from (channels, k) to (channels, k); 1 where all are zero."""
+    below = exact.square().sum(dim=1)
+    return torch.where(below > 0, (exact * in_use).sum(dim=1) / below.clamp(min=1e-38), 1.0)
 
 
 def _gone(in_use: Tensor, axis: int) -> Tensor:

@@ -20,7 +20,7 @@ OPERAND = OperandEvidence(
     layer="a", index=0, format=INT8, range=(0, 1), seen=(0, 1), calibrated=(0, 1), sqnr_db=45, best_sqnr_db=45,
     best_range=(0, 1), channel_sqnr_db=45, channel_largest=np.ones(4), codes_used=1, clipped_share=0,
     calibrated_clipped_share=0, overflow_share=0, underflow_share=0, not_finite=0, edges=np.array([0.0, 1.0]),
-    counts=np.ones(1), calibrated_gain_db=0,
+    counts=np.ones(1), calibrated_beyond_share=0,
 )  # fmt: skip
 WEIGHT = WeightEvidence(
     layer="a", format=INT8, sqnr_db=42, best_sqnr_db=42, tensor_sqnr_db=40, scales=np.full(4, 1 / 127),
@@ -58,9 +58,15 @@ def test_a_healthy_layer_is_above_suspicion() -> None:
     assert found(evidence()) == []
 
 
-def test_a_range_too_wide_for_calibration_data_as_well_has_outliers() -> None:
+def test_a_range_wider_than_all_but_a_few_of_the_calibration_data_has_outliers() -> None:
     stretched = replace(
-        OPERAND, range=(0, 4), calibrated=(0, 4), sqnr_db=33, best_sqnr_db=45, codes_used=0.25, calibrated_gain_db=12
+        OPERAND,
+        range=(0, 4),
+        calibrated=(0, 4),
+        sqnr_db=33,
+        best_sqnr_db=45,
+        codes_used=0.25,
+        calibrated_beyond_share=0.0009,
     )
     suspicion = the_only(evidence(stretched), "activation-outliers")
     assert suspicion.value == 12
@@ -70,22 +76,26 @@ def test_a_range_too_wide_for_calibration_data_as_well_has_outliers() -> None:
 
 
 def test_a_range_right_for_wider_calibration_data_is_a_mismatch() -> None:
-    wide = replace(OPERAND, range=(0, 4), calibrated=(0, 4), sqnr_db=33, codes_used=0.25, calibrated_gain_db=0.1)
+    wide = replace(
+        OPERAND, range=(0, 4), calibrated=(0, 4), sqnr_db=33, codes_used=0.25, calibrated_beyond_share=0.0011
+    )
     suspicion = the_only(evidence(wide), "calibration-mismatch")
     assert suspicion.change.repairs == (Repair("recalibrate", "a", 0),)
     assert "0.25 times as wide" in suspicion.text
 
 
-@pytest.mark.parametrize("own", [0.0, 5.0, None])
-def test_a_range_that_clips_is_a_mismatch_whatever_calibration_says(own) -> None:
-    narrow = replace(OPERAND, range=(0, 0.5), sqnr_db=10, best_sqnr_db=45, clipped_share=0.3, calibrated_gain_db=own)
+@pytest.mark.parametrize("beyond", [0.0, 0.5, None])
+def test_a_range_that_clips_is_a_mismatch_whatever_calibration_says(beyond) -> None:
+    narrow = replace(
+        OPERAND, range=(0, 0.5), sqnr_db=10, best_sqnr_db=45, clipped_share=0.3, calibrated_beyond_share=beyond
+    )
     suspicion = the_only(evidence(narrow), "calibration-mismatch")
     assert "30.00% of its numbers are clipped" in suspicion.text
 
 
 @pytest.mark.parametrize(("gain", "suspected"), [(3.0, False), (3.02, True)])
 def test_a_range_is_bad_from_half_a_bit_on(gain, suspected) -> None:
-    operand = replace(OPERAND, range=(0, 2), sqnr_db=45 - gain, calibrated_gain_db=gain)
+    operand = replace(OPERAND, range=(0, 2), sqnr_db=45 - gain)
     assert bool(found(evidence(operand))) == suspected
 
 
@@ -125,7 +135,7 @@ def test_channels_of_an_operand_are_blamed_only_where_the_output_suffers() -> No
 
 
 def test_an_output_that_suffers_from_a_bad_range_is_not_blamed_on_channels() -> None:
-    operand = replace(OPERAND, range=(0, 32), sqnr_db=15, channel_sqnr_db=55, calibrated_gain_db=30)
+    operand = replace(OPERAND, range=(0, 32), sqnr_db=15, channel_sqnr_db=55)
     assert the_only(evidence(operand, output=replace(OUTPUT, operand_sqnr_db=15)), "activation-outliers")
 
 
@@ -174,7 +184,7 @@ def test_channels_dead_in_fp32_are_nobodys_fault() -> None:
 
 
 def test_an_operand_calibrated_on_zeros_has_no_scale() -> None:
-    operand = replace(OPERAND, calibrated=(0.0, 0.0), range=(0, 255), sqnr_db=2, calibrated_gain_db=None)
+    operand = replace(OPERAND, calibrated=(0.0, 0.0), range=(0, 255), sqnr_db=2, calibrated_beyond_share=None)
     suspicion = the_only(evidence(operand), "degenerate-scale")
     assert suspicion.change.repairs == (Repair("recalibrate", "a", 0),)
 

@@ -113,6 +113,18 @@ def test_the_error_read_off_the_histogram_is_that_of_rounding(high) -> None:
     assert Magnitudes.of(counted(x)).error(-high, high, 255) == pytest.approx(exact, rel=0.03)
 
 
+def test_calibration_is_compared_with_what_is_served(pictures) -> None:
+    """Data of half the size: calibration's largest numbers lie beyond them, its range stays what it was."""
+    same, smaller = (
+        look(pictures, [(factor * numbers(32, 3, 8, 8),)]).layers["stem"].operands[0] for factor in (1, 0.5)
+    )
+    assert (same.calibrated_beyond_share, same.calibrated_clipped_share) == (0, 0)  # the very same numbers
+    assert same.seen == pytest.approx(same.calibrated, rel=1e-6)
+    assert smaller.calibrated == same.calibrated
+    half = float((numbers(32, 3, 8, 8) > smaller.seen[1]).sum() + (numbers(32, 3, 8, 8) < smaller.seen[0]).sum())
+    assert smaller.calibrated_beyond_share == pytest.approx(half / (32 * 192), rel=0.05)
+
+
 def test_an_untouched_network_loses_nothing() -> None:
     got = look(subject_of(exportable_of(picture_bundle(), "fp32")), [(X,)])
     for layer in got.layers.values():

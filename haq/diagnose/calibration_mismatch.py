@@ -4,12 +4,12 @@ Mechanism: a static range fits the data that it was found on. If served numbers 
 error grows with their excess; if they are smaller, most codes are never used.
 
 Statistic: dB that the range with the least squared error on served data gains over the range in use, where that range
-clips, or where it is too wide for served data and right for calibration data. Beside it the clipped share and the
+clips, or where it is too wide and calibration data do lie beyond what is served. Beside it the clipped share and the
 ratio of widths, served over calibrated.
 
 Threshold: 3.01 dB, half a bit, as for outliers: twice the noise that has to be. A range that misses the largest of
-enough calibration numbers loses far less, so that the sampling error of calibration stays under it. Other data are told
-from outliers by the calibration data: their own best range gains less than 3.01 dB on them.
+enough calibration numbers loses far less, so that the sampling error of calibration stays under it. Where the range is
+too wide, more than 0.1 % of the calibration data, zeros left out, beyond what is served: fewer are outliers.
 
 Targets: all with static ranges: mobile (HTP), A100 with TensorRT. Ranges per token are found as the network runs; float
 activations (TPU v3, v4, fp16 and bf16 anywhere) have none.

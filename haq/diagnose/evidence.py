@@ -26,7 +26,7 @@ class OperandEvidence:
     codes_used: share of the codes that some number takes. clipped_share: of numbers beyond the range by more than half
     a step; calibrated_clipped_share: the same of calibration data. overflow_share, underflow_share: of numbers that
     become infinite, or zero though they are not, in the format. edges, counts: (bins + 1,), (bins,) histogram.
-    calibrated_gain_db: what the best range for calibration data would gain on those data; None without a summary.
+    calibrated_beyond_share: of calibration data, zeros left out, beyond what is seen now; None without a summary.
     """
 
     layer: str
@@ -48,7 +48,7 @@ class OperandEvidence:
     not_finite: int
     edges: Floats = field(repr=False)
     counts: Floats = field(repr=False)
-    calibrated_gain_db: float | None = None
+    calibrated_beyond_share: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

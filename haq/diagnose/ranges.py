@@ -11,13 +11,17 @@ DB_PER_BIT = 6.0206
 """20 log10(2): halving the step quarters the noise (Bennett 1948)."""
 HALF_BIT_DB = DB_PER_BIT / 2
 """The noise is twice as much as it had to be."""
+OUTLIERS_SHARE = 0.001
+"""Outliers in the features of large models are about 0.1 % of the numbers (Dettmers et al. 2022, "LLM.int8()",
+section 1); more than that is how the data are."""
 
 
 @dataclass(frozen=True, eq=False)
 class BadRange:
     """An operand that loses at least half a bit to its range. is_wide: wider than best, else it clips.
 
-    is_stretched: too wide for the calibration data as well, so that outliers or a bad choice made it, not other data.
+    is_stretched: at most 0.1 % of the calibration data lie beyond what is served, so that it was made wide by outliers
+    or a bad choice, and not by other data.
     """
 
     layer: LayerEvidence
@@ -39,8 +43,8 @@ def bad_ranges(evidence: Evidence) -> Iterator[BadRange]:
             gain = gain_db(operand)
             if gain >= HALF_BIT_DB and not calibrated_on_zeros(operand):
                 is_wide = width(operand.range) > width(operand.best_range)
-                own = operand.calibrated_gain_db
-                is_stretched = is_wide and (own is None or own >= HALF_BIT_DB)
+                beyond = operand.calibrated_beyond_share
+                is_stretched = is_wide and (beyond is None or beyond <= OUTLIERS_SHARE)
                 yield BadRange(layer, operand, gain, is_wide, is_stretched)
 
 

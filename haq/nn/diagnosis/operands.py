@@ -120,7 +120,7 @@ class OperandSums:
             if found > sqnr:
                 best_range, best = tried, found
             by_channel = max(best, decibel(self.signal, self._channel_noise(held, levels)))
-        summary = _calibrated(calibrated, (self.layer.name, self.index), quantizer, in_use)
+        summary = _calibrated(calibrated, (self.layer.name, self.index), quantizer, (in_use, seen))
         edges = np.linspace(self.low, self.high, BINS + 1) if self.high > self.low else np.array([self.low, self.high])
         return OperandEvidence(
             layer=self.layer.name,
@@ -137,7 +137,7 @@ class OperandSums:
             codes_used=len(self.codes) / (largest_code(fmt) + 1) if quantizer is not None else 1.0,
             clipped_share=self.clipped / total,
             calibrated_clipped_share=None if summary is None else summary[1],
-            calibrated_gain_db=None if summary is None else summary[2],
+            calibrated_beyond_share=None if summary is None else summary[2],
             overflow_share=self.overflows / total,
             underflow_share=self.underflows / total,
             not_finite=self.numbers - int(held.total),
@@ -154,21 +154,23 @@ class OperandSums:
 
 
 def _calibrated(
-    calibrated: Calibrated | None, operand: tuple[str, int], quantizer: ActivationQuantizer | None, in_use: Range
-) -> tuple[Range, float, float | None] | None:
-    """The range of calibration data, the share of it that is clipped, and what its own best range would gain on it;
-    None where no summary was kept."""
+    calibrated: Calibrated | None,
+    operand: tuple[str, int],
+    quantizer: ActivationQuantizer | None,
+    ranges: tuple[Range, Range],
+) -> tuple[Range, float, float] | None:
+    """The range of calibration data, the share of it that is clipped, and that of it, zeros left out, beyond served
+    data; None where no summary was kept. ranges: in use, and seen on served data."""
     if calibrated is None or operand not in calibrated.rows:
         return None
     row, histograms = calibrated.rows[operand], calibrated.histograms
     low, high, counts = float(histograms.low[row]), float(histograms.high[row]), histograms.counts[row]
     if quantizer is None or low == high:
-        return (low, high), 0.0, None
+        return (low, high), 0.0, 0.0
     edges = np.linspace(low, high, len(counts) + 1)
     bins = Magnitudes(edges[:-1][counts > 0], edges[1:][counts > 0], counts[counts > 0])
-    half, levels = quantizer.scale / 2, largest_code(quantizer.format)
-    share = bins.outside(in_use[0] - half, in_use[1] + half)
+    (bottom, top), seen = ranges
+    half = quantizer.scale / 2
+    share = bins.outside(bottom - half, top + half)
     clipped = share * bins.total / max(bins.total + float(histograms.zeros[row]), 1.0)
-    best = bins.error(*bins.best_range((low, high), levels), levels)
-    gain = decibel(bins.error(*in_use, levels), best) if best > 0 else 0.0
-    return (low, high), clipped, max(gain, 0.0)
+    return (low, high), clipped, bins.outside(*seen)

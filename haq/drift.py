@@ -18,6 +18,11 @@ from haq.sketch import distance
 
 SIGNIFICANCE = 0.05
 CLIPPED_SHARE = 0.01
+PEAK_TOLERANCE = 1 / 512
+"""Of the calibrated range, half a step of eight bits: a peak that moves by less is none to a quantizer. Some peaks are
+one number in every input (of a text's first token), and another order of sums must not look like another number."""
+MEAN_TOLERANCE = PEAK_TOLERANCE / 64
+"""Means of many numbers move by less, and this is still far above what another order of sums does to them."""
 SMALLEST_DISTANCE = 0.5
 """What too few inputs cannot show: that half of all inputs have moved out of the calibrated distribution."""
 
@@ -117,9 +122,11 @@ class DriftReport:
 def compare_summaries(
     calibrated: Mapping[str, Summary], served: Mapping[str, Summary], inputs: int, limits: Limits, *, is_fp32: bool
 ) -> DriftReport:
-    """The verdict. Keys are `layer:index`; inputs: how many were served. is_fp32: the network is the FP32 one, whose
-    means and peaks are compared after the shift that quantization causes on calibration data (an approximation: it
-    moves a distribution and does not widen it)."""
+    """The verdict. Keys are `layer:index`; inputs: how many were served.
+
+    is_fp32: the network is the FP32 one, whose means and peaks are compared after the shift that quantization causes on
+    calibration data, and means with the tolerance of peaks (an approximation: quantization widens a distribution too).
+    """
     keys = [key for key in calibrated if key in served and served[key].inputs]
     pairs = {key: _distances(calibrated[key], served[key], is_fp32=is_fp32) for key in keys}
     raw = [p for key in keys for p in pairs[key][1]]
@@ -171,9 +178,11 @@ def _distances(calibrated: Summary, served: Summary, *, is_fp32: bool) -> tuple[
     """The distances of mean and peak, and the chance of each; what the sketches may err by is taken off first."""
     shifts = calibrated.fp32_shift if is_fp32 and calibrated.fp32_shift is not None else (0.0, 0.0)
     found, chances = [], []
+    width = calibrated.high - calibrated.low
+    tolerances = (width * (PEAK_TOLERANCE if is_fp32 else MEAN_TOLERANCE), width * PEAK_TOLERANCE)
     pairs = ((calibrated.means, served.means), (calibrated.peaks, served.peaks))
-    for (before, now), shift in zip(pairs, shifts, strict=True):
-        found.append(distance(before, now, shift))
+    for (before, now), shift, tolerance in zip(pairs, shifts, tolerances, strict=True):
+        found.append(distance(before, now, shift, tolerance))
         certain = max(0.0, found[-1] - before.error - now.error)
         chances.append(significance_of(certain, before.count, now.count))
     return (found[0], found[1]), chances

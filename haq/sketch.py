@@ -97,17 +97,20 @@ class Sketch:
         return cls(int(inner.k), inner)
 
 
-def distance(one: Sketch, other: Sketch, shift: float = 0.0) -> float:
+def distance(one: Sketch, other: Sketch, shift: float = 0.0, tolerance: float = 0.0) -> float:
     """The largest difference of two distribution functions, 0 to 1 (Kolmogorov-Smirnov), as the sketches tell it.
 
-    shift: is added to the other's numbers. 0 where either is empty.
+    shift: is added to the other's numbers. tolerance: numbers that lie no further apart count as equal, so that the
+    distance is at most that without it. 0 where either is empty.
     """
     (mine, my_weights), (theirs, their_weights) = one.weighted(), other.weighted()
     if not len(mine) or not len(theirs):
         return 0.0
     theirs = theirs + shift
-    points = np.union1d(mine, theirs)
-    return float(np.max(np.abs(_ranks(mine, my_weights, points) - _ranks(theirs, their_weights, points))))
+    # A difference of two steps is largest where the one that is ahead has just risen.
+    ahead = _ranks(mine, my_weights, mine) - _ranks(theirs, their_weights, mine + tolerance)
+    behind = _ranks(theirs, their_weights, theirs) - _ranks(mine, my_weights, theirs + tolerance)
+    return max(0.0, float(ahead.max()), float(behind.max()))
 
 
 def _ranks(values: Floats, weights: Floats, points: Floats) -> Floats:

@@ -96,6 +96,16 @@ def test_among_many_correlated_layers_a_false_alarm_is_rarer_than_it_says() -> N
     assert false <= 5  # a rate of 5 % gives more than 5 of 60 once in 12; it is far below
 
 
+def test_the_last_digits_of_what_is_the_same_in_every_input_are_no_drift() -> None:
+    values = np.random.default_rng(2).standard_normal((100, 50)).astype(np.float32)
+    values[:, 0] = 10.0  # the peak of every input, as a text's first token has it
+    other = values * np.float32(1 + 1e-6)  # another order of sums
+    assert not compare_summaries({"a:0": seen(values)}, {"a:0": seen(other)}, 100, Limits(), is_fp32=False).alarms
+    other[:, 0] = 10.1  # the range is about 13.5 wide, half a step of eight bits 0.026
+    (found,) = compare_summaries({"a:0": seen(values)}, {"a:0": seen(other)}, 100, Limits(), is_fp32=False).alarms
+    assert found.distances[1] == 1.0
+
+
 def test_summaries_of_parts_merge_to_that_of_the_whole() -> None:
     rng = np.random.default_rng(1)
     whole = rng.standard_normal((60, 20)).astype(np.float32)

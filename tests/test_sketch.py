@@ -31,6 +31,15 @@ def test_a_shift_is_added_to_the_other() -> None:
     assert distance(one, Sketch(8)) == 0.0
 
 
+@given(samples, samples, st.floats(0, 50))
+def test_within_the_tolerance_numbers_are_equal(one: np.ndarray, other: np.ndarray, tolerance: float) -> None:
+    found = distance(Sketch.of(one, 128), Sketch.of(other, 128), tolerance=tolerance)
+    ahead = max(np.mean(one <= x) - np.mean(other <= x + tolerance) for x in one)
+    behind = max(np.mean(other <= x) - np.mean(one <= x + tolerance) for x in other)
+    assert found == pytest.approx(max(0.0, ahead, behind), abs=1e-12)
+    assert found <= distance(Sketch.of(one, 128), Sketch.of(other, 128))
+
+
 @given(samples, samples)
 def test_merged_is_the_union_while_the_sketch_holds_everything(one: np.ndarray, other: np.ndarray) -> None:
     merged = Sketch.of(one, 128)

@@ -34,13 +34,14 @@ GLUE = {
     "haq.tracecache",
     "haq.verifying",
     "haq.diagnosing",
+    "haq.checking",
 }
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
-    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate"},
+    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate", "sketch", "activations", "drift"},
     {"terms", "quiet", "linear", "allocate", "sweep"},
     {"grouping", "validation"},
     {
@@ -74,7 +75,7 @@ LAYERS = (
     },
     {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret", "deployed"},
     {"verify"},
-    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying", "diagnosing"},
+    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying", "diagnosing", "checking"},
     {"profiletext"},
     {"cli"},
 )

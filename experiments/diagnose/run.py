@@ -18,18 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from cases import MEASURABLE_NATS, MEASURABLE_SHARE, SPACES, TARGETS, Case, cases
-from networks import Network, bench_of, config_of, open_network, planted
+from networks import Network, bench_of, open_network, planted
 
-from haq.diagnose.costs import cost_evidence
+from haq.diagnose.cost_faults import plant_no_speedup, plant_not_executed
+from haq.diagnose.costs import CostEvidence
 from haq.diagnose.detectors import COST_DETECTORS
 from haq.diagnose.effects import regained
 from haq.diagnose.examine import diagnose
 from haq.diagnose.finding import Change, Diagnosis, Finding, Outcome
-from haq.diagnose.inject import inject
 from haq.errors import InputError
 from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
+from haq.hardware.table import cost_table
 from haq.nn.diagnosis.faults import touched
 from haq.precision import Assignment
 
@@ -102,27 +103,34 @@ def of_accuracy(network: Network, case: Case, healthy: Outcome) -> dict[str, Any
 
 
 def of_cost(network: Network, case: Case) -> dict[str, Any]:
-    """A fault of cost: planted in a config of the target, priced and judged by the cost model."""
+    """A fault of cost: planted in what is asked of the target, priced and judged by the cost model."""
     (mode,), (layer,), (strength,) = case.modes, case.layers, case.strengths
     workload, profile = network.subject.workload, load_profile(case.target)
-    bits = 8 if mode == "not-executed" else 16
-    legal = legalize(workload, Assignment.uniform(workload.layer_names, bits), profile)
-    before = config_of(network.bundle, case.target, legal.executed)
-    before["requested_bits"] = dict.fromkeys(workload.layer_names, bits)
-    after = inject(before, mode, layer, strength, case.seed)
-    costs = cost_evidence(after, workload, profile)
+    before = Assignment.uniform(workload.layer_names, 8 if mode == "not-executed" else 16)
+    plant = plant_not_executed if mode == "not-executed" else plant_no_speedup
+    asked = plant(workload, before, profile, layer, int(strength))
+    runs = legalize(workload, asked, profile).executed
+    costs = CostEvidence(workload, asked, runs, profile, 1, cost_table(workload, profile, batch=1))
     found = [s for detect in COST_DETECTORS.values() for s in detect(costs) if s.effect is not None]
-    old = estimate(workload, legal.executed, profile, batch=1).figures()
-    new = {name: metric["value"] for name, metric in after["metrics"].items()}
-    change = max(abs(new[key] / old[key] - 1) for key in ("size_bytes", "latency_ms"))
-    changed = {name for name in workload.layer_names if after["requested_bits"].get(name, bits) != bits}
+    changed = {name for name in workload.layer_names if asked[name] != before[name]}
     right = [s for s in found if s.mode == mode and changed.intersection((s.layer, *s.layers))]
+    harm = harm_of_cost(costs, legalize(workload, before, profile).executed, mode)
     return {
-        **about(case), "measurable": change >= MEASURABLE_SHARE, "right_layers": " ".join(sorted(changed)),
+        **about(case), "measurable": harm >= MEASURABLE_SHARE, "right_layers": " ".join(sorted(changed)),
         "found": "; ".join(f"{s.mode}@{s.layer}" for s in found), "right": bool(right),
-        "false_modes": " ".join(sorted({s.mode for s in found} - {mode})),
-        "note": f"figures change by {100 * change:.2f} %",
+        "false_modes": " ".join(sorted({s.mode for s in found} - {mode})), "note": f"figures change by {harm:.2%}",
     }  # fmt: skip
+
+
+def harm_of_cost(costs: CostEvidence, before: Assignment, mode: str) -> float:
+    """The largest share of a modelled figure that the fault costs, by the rule of `cases.py`."""
+    if mode == "no-speedup":
+        healthy = estimate(costs.workload, before, costs.profile, batch=costs.batch).latency_ms
+        return costs.now.latency_ms / healthy - 1
+    gaps = {gap.layer.name: gap.asked for gap in costs.gaps()}
+    sized = costs.saved_bytes(gaps) / costs.now.size_bytes
+    timed = 1 - costs.now.latency_ms / estimate(costs.workload, before, costs.profile, batch=costs.batch).latency_ms
+    return max(abs(sized), abs(timed))
 
 
 def verdict(case: Case, found: Diagnosis, sets: list[tuple[str, ...]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ reads and in what it gives; numbers of the quantized network that are no numbers
 of what the layer reads and gives, alone on FP32's inputs.
 
 Threshold: one overflow is enough. Of precision, half of the format's bits have to be left: 6.02 dB for each of 5.5
-bits of fp16 (33.1 dB) and of 4 bits of bf16 (24.1 dB); one rounding leaves about 70 and 50 dB (IEEE 754: 11 and 8 bits).
+bits of fp16 (33.1 dB) and of 4 of bf16 (24.1 dB); one rounding leaves about 70 and 50 dB (IEEE 754: 11 and 8 bits).
 
 Targets: fp16 is what 16 bits mean on A100 and on mobile (HTP): both overflow. TPU v3 and v4 take bf16, which does not
 overflow but is short of bits in sums and norms.

@@ -57,6 +57,8 @@ def detect(costs: CostEvidence) -> Iterator[Suspicion]:
         if len(unit.layers) > 1 and unit.saved_ms >= alone_ms + least_ms:
             slow = {name: one for name, one in slow.items() if name not in unit.layers}
             slow[unit.layers[0]] = unit
+    if not slow and (many := _together(costs, [unit for unit in units if unit.saved_ms > 0])) is not None:
+        slow = {many.layers[0]: many} if many.saved_ms >= least_ms else {}
     for unit in sorted(slow.values(), key=lambda unit: -unit.saved_ms):
         yield _suspicion(costs, unit)
 
@@ -117,6 +119,17 @@ def _options(costs: CostEvidence, layer: str) -> tuple[Precision, ...]:
     """What is wider and not only stored wider: storage alone never promised time, and not-executed judges it."""
     now = costs.executed.precision(layer)
     return tuple(p for p in costs.wider(layer) if not (now.is_storage_only and p.activation == now.activation))
+
+
+def _together(costs: CostEvidence, units: Sequence[_Unit]) -> _Unit | None:
+    """Units of which none is worth a word, as one: those that save most first, each layer once."""
+    raised: dict[str, Precision] = {}
+    for unit in sorted(units, key=lambda unit: -unit.saved_ms):
+        if not raised.keys() & set(unit.layers):
+            raised |= unit.raised
+    if not raised:
+        return None
+    return _pruned(costs, _Unit(tuple(raised), raised, float(costs.saved_ms([raised])[0])))
 
 
 def _pruned(costs: CostEvidence, unit: _Unit) -> _Unit:

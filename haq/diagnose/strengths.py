@@ -21,33 +21,33 @@ class Strength:
 
 STRENGTHS: Mapping[str, Strength] = {
     "activation-outliers": Strength(
-        (32, 64, 128), 1, 1e6,
+        (64, 128, 256), 1, 1e6,
         "how many times wider a few outliers in calibration data made the static range of the first operand",
     ),
     "channel-imbalance": Strength(
-        (256, 1024, 4096), 2, 65536,
+        (1024, 4096, 16384), 2, 65536,
         "the ratio of the largest to the smallest channel factor of a weight that is stored with one scale",
     ),
     "biased-error": Strength(
-        (0.5, 1, 2), 1e-6, 100,
+        (1, 2, 4), 1e-6, 100,
         "by how many of its own standard deviations every output channel is shifted up or down",
     ),
     "calibration-mismatch": Strength(
-        (4, 8, 16), 1, 1e6, "how many times larger served activations are than those of the calibration data"
+        (8, 16, 32), 1, 1e6, "how many times larger served activations are than those of the calibration data"
     ),
     "float-range": Strength(
-        (2, 4, 8), 1, 1e4, "how far the largest calibrated value passes fp16's 65504, up to the next power of two"
+        (4, 8, 16), 1, 1e4, "how far the largest calibrated value passes fp16's 65504, up to the next power of two"
     ),
     "accumulator-saturation": Strength(
-        (2, 3, 4), 1, 30, "how many bits the accumulator is narrower than the largest calibrated sum", whole=True
+        (3, 4, 5), 1, 30, "how many bits the accumulator is narrower than the largest calibrated sum", whole=True
     ),
-    "degenerate-scale": Strength((0.25, 0.5, 0.75), 1e-6, 1, "the share of output channels whose scale became zero"),
+    "degenerate-scale": Strength((0.5, 0.75, 0.9), 1e-6, 1, "the share of output channels whose scale became zero"),
     "sensitive-operator": Strength((3, 2, 1), 1, 16, "the bits that the op behind the layer is forced to", whole=True),
     "join-mismatch": Strength(
-        (64, 128, 256), 1, 1e6, "how many times larger the other input of the join is than what this layer gives"
+        (128, 256, 512), 1, 1e6, "how many times larger the other input of the join is than what this layer gives"
     ),
     "error-accumulation": Strength(
-        (0.1, 0.2, 0.3), 1e-6, 0.99, "the share of its gain that every layer of the block loses"
+        (0.2, 0.3, 0.4), 1e-6, 0.99, "the share of its gain that every layer of the block loses"
     ),
     "not-executed": Strength(
         (1, 2, 4), 1, 10_000, "how many layers, from this one on, ask for what the target does not execute", whole=True

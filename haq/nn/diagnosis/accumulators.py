@@ -117,9 +117,9 @@ def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, num
     if layer.kind.startswith("conv"):
         if not isinstance(module, nn.Conv2d) or module.groups != 1 or isinstance(module.padding, str):
             raise InputError("pairs are simulated for plain 2-d convolutions", where=layer.name, got=layer.kind)
-        geometry = tuple(
-            (int(a), int(b)) for a, b in (module.kernel_size, module.dilation, module.padding, module.stride)
-        )
+        sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
+        kernel, dilation, padding, stride = ((int(size[0]), int(size[1])) for size in sizes)
+        geometry = kernel, dilation, padding, stride
     return Accumulator(layer, stored, operand, bias, -limit, limit - 1, True, geometry)
 
 

@@ -23,14 +23,12 @@ class Need:
 
 
 def needs(subject: Subject, batches: Sequence[Inputs]) -> dict[str, Need]:
-    """Layer -> what its sums need, of the layers in `subject.accumulators`, on these inputs; their sums are exact here."""
-    specs = {layer.name: layer for layer in subject.workload.layers}
-    counted = {
-        name: _Counted(
-            accumulator_of(subject.model, specs[name], subject.executed.precision(name), subject.numbers, kind)
-        )
-        for name, kind in subject.accumulators.items()
-    }
+    """Layer -> what its sums need, of the layers in `subject.accumulators`, on these inputs, with all sums exact."""
+    counted = {}
+    for layer in subject.workload.layers:
+        if (named := subject.accumulators.get(layer.name)) is not None:
+            precision = subject.executed.precision(layer.name)
+            counted[layer.name] = _Counted(accumulator_of(subject.model, layer, precision, subject.numbers, named))
     if not counted:
         return {}
     model = build_tuned(subject.model, subject.workload, subject.executed, subject.numbers, counted)

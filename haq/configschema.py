@@ -101,6 +101,19 @@ class FallbackPart(_Part):
     reason: str
 
 
+class RecoveryStep(_Part):
+    """One step of the ladder that `haq recover --step` climbs, on top of the config itself.
+
+    layers: those that differ from the config. metrics: measured accuracy, modelled figures. monotone: not measurably
+    worse than the step before it; if it is, the note says by how much.
+    """
+
+    layers: Annotated[dict[Layer, PrecisionText], Field(min_length=1)]
+    metrics: dict[str, Metric]
+    monotone: bool
+    note: Text = _absent("")
+
+
 class Provenance(_Open):
     """Where the config comes from: hashes, search, versions, and how it was finetuned."""
 
@@ -126,6 +139,7 @@ class ConfigFile(_Part):
     quantization: Quantized = _absent(None)
     fallbacks: list[FallbackPart] = _absent([])
     provenance: Provenance = _absent(None)
+    recovery: list[RecoveryStep] = _absent([])
     parameters: FileName = _absent("")
     parameters_sha256: Sha256 = _absent("")
 

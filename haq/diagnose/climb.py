@@ -15,10 +15,10 @@ from haq.diagnose.rungs import Pricing
 from haq.precision import FORMATS, Precision
 from haq.terms import Floats
 
-LEARNED = 8
+LEARNED = 4
 """Rungs that are measured alone after an allocation that missed its limit."""
 
-LOOKED_INTO = 48
+LOOKED_INTO = 32
 """Networks that group testing may measure."""
 
 
@@ -37,15 +37,17 @@ class Climb:
         self.repairs = Change()
         costs = options.costs(options.now)
         self.weights = {name: weight / costs[name] for name, weight in minimize.items() if costs.get(name)}
-        self._progress, self._known, self._points = progress, Known(0.0, {}, {}), 0
+        self._progress, self._known = progress, Known(0.0, {}, {})
+        self._measured: set[Change] = set()
 
     def tell(self, what: str) -> None:
-        self._progress(what, self._points)
+        self._progress(what, len(self._measured))
 
     def outcome(self, levels: Levels) -> Outcome:
         """What the network answers at these levels, with the repairs that are kept."""
-        self._points += 1
-        return self.bench.measure(self.repairs | Change(raised=self.options.raised(levels)))
+        change = self.repairs | Change(raised=self.options.raised(levels))
+        self._measured.add(change)
+        return self.bench.measure(change)
 
     def point(self, levels: Levels) -> Point:
         outcome, fp32 = self.outcome(levels), self.bench.fp32()

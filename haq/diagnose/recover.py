@@ -27,7 +27,7 @@ SLOWEST = 0.7
 SINGLY = 8
 """Up to so many raised groups are tried back one by one; more in halves, so that it takes O(k log n) measurements."""
 
-TRIALS = 64
+TRIALS = 32
 """Measurements that putting back may take."""
 
 SHOWN_STEPS = 12

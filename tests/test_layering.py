@@ -26,7 +26,15 @@ MAY_IMPORT = {
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.exporting", "haq.tracecache", "haq.verifying"}
+GLUE = {
+    "haq.api",
+    "haq.problems",
+    "haq.finetuning",
+    "haq.exporting",
+    "haq.tracecache",
+    "haq.verifying",
+    "haq.diagnosing",
+}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
@@ -66,7 +74,7 @@ LAYERS = (
     },
     {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret", "deployed"},
     {"verify"},
-    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying"},
+    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying", "diagnosing"},
     {"profiletext"},
     {"cli"},
 )

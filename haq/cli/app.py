@@ -8,7 +8,20 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import calibrate, compare, estimate, export, finetune, listing, measure, results, run, validate, verify
+from haq.cli import (
+    calibrate,
+    compare,
+    diagnose,
+    estimate,
+    export,
+    finetune,
+    listing,
+    measure,
+    results,
+    run,
+    validate,
+    verify,
+)
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -39,6 +52,7 @@ for _command in (
     *measure.COMMANDS,
     *validate.COMMANDS,
     *verify.COMMANDS,
+    *diagnose.COMMANDS,
 ):
     cli.add_command(_command)
 

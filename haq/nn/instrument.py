@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,18 @@ class Probe(Protocol):
     def output(self, layer: str, y: Tensor) -> Tensor: ...
 
     def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor: ...
+
+
+Again = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+"""(operands, weight as the workload has it) -> what the op that has just run makes of them; its bias stays. Without a
+weight the op keeps its own; of an embedding the operands stay."""
+
+
+@runtime_checkable
+class Repeater(Protocol):
+    """A probe that also wants to run a layer's op on other numbers: `product` is called before `output`."""
+
+    def product(self, layer: str, again: Again) -> None: ...
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -159,7 +171,10 @@ class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if site is not None and site.name not in self._known:
                 raise _runs_too_often(site.name)
             if site is not None and site.name in self._layers:
-                result = self._probe.output(site.name, func(*self._changed(site, op, args), **kwargs))
+                changed = self._changed(site, op, args)
+                if isinstance(self._probe, Repeater):
+                    self._probe.product(site.name, functools.partial(_again, site, func, changed, kwargs))
+                result = self._probe.output(site.name, func(*changed, **kwargs))
                 self._product = site.name, result
                 return result
         elif op in ("aten.add", "aten.add_") and self._product is not None and self._is_bias(*args[:2]):
@@ -221,6 +236,23 @@ def as_traced() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _again(
+    site: Site, func: Any, args: Sequence[Any], kwargs: Any, operands: Sequence[Tensor], weight: Tensor | None
+) -> Tensor:
+    """The op's result with other operands and another weight, (outputs, inputs, ...), in place of those in `args`."""
+    changed, op = list(args), _name(func)
+    if op != "aten.embedding":
+        for position, x in zip(site.activations, operands, strict=True):
+            changed[position] = x
+    if weight is not None:
+        assert site.weight is not None
+        old = args[site.weight]
+        is_turned = op not in ("aten.convolution", "aten.embedding") and _channel_axis(op, site.weight, tuple(args)) > 0
+        changed[site.weight] = (weight.t() if is_turned else weight).expand_as(old)
+    result: Tensor = func(*changed, **kwargs)
+    return result
 
 
 def _channel_axis(op: str, weight: int, args: tuple[Any, ...]) -> int:

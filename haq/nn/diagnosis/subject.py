@@ -12,6 +12,7 @@ from haq.nn.calibrate import Operand, calibrate
 from haq.nn.diagnosis.accumulators import saturated
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.observers import Histograms
+from haq.nn.task import Inputs
 from haq.nn.tuned import Result, Tuned, build_tuned
 from haq.precision import FORMATS, Assignment, Format
 from haq.workload import Workload
@@ -19,10 +20,14 @@ from haq.workload import Workload
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What calibration data showed of the operands. histograms: one row for each of `operands`."""
+    """What calibration data showed of the operands. histograms: one row for each of `operands`.
+
+    batches: the data themselves, where they are at hand.
+    """
 
     operands: tuple[Operand, ...]
     histograms: Histograms = field(repr=False)
+    batches: tuple[Inputs, ...] = field(default=(), repr=False)
 
     @cached_property
     def rows(self) -> dict[Operand, int]:
@@ -83,7 +88,7 @@ def _calibrated(what: Exportable) -> Calibrated | None:
     if ranges is None and what.task is not None and (batches := tuple(what.task.calibration())):
         how = how_quantized(what.config)
         ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
-    return None if ranges is None else Calibrated(ranges.operands, ranges.histograms)
+    return None if ranges is None else Calibrated(ranges.operands, ranges.histograms, ranges.batches)
 
 
 def _to_steps(step: float) -> Result:

@@ -1,0 +1,123 @@
+"""The diagnosis: suspects by statistics, proves by undoing, and looks by group testing for what stays unexplained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from haq.diagnose import error_accumulation, sensitive_operator
+from haq.diagnose.costs import CostEvidence
+from haq.diagnose.detectors import COST_DETECTORS, DETECTORS, repair_of
+from haq.diagnose.effects import FLOOR_NATS, is_measured, regained, size
+from haq.diagnose.evidence import Evidence
+from haq.diagnose.finding import Bench, Change, Diagnosis, Effect, Finding, Suspicion
+from haq.diagnose.localize import Shares, localize
+
+BUDGET = 8
+"""Suspicions that are tried alone, the most severe first: decision 25's "about eight interventions"."""
+
+UNEXPLAINED = 0.1
+"""The share of the loss that may stay unexplained before group testing looks for where it comes from."""
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, networks measured so far, how many there will be as far as it is known)."""
+
+
+def diagnose(
+    bench: Bench,
+    evidence: Evidence,
+    costs: CostEvidence | None,
+    *,
+    budget: int = BUDGET,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """The causes of what the network lost, proved; and of what it costs in vain, priced.
+
+    The most severe suspicions are tried alone and accepted, best first, while each still regains something on top of
+    those before it: whatever another cause explains is no finding. The layers of what is left are found by group
+    testing, and their suspicions tried in turn. A network that lost nothing measurable has no accuracy findings,
+    whatever its statistics look like.
+    """
+    start = time.perf_counter()
+    case = _Case(bench, progress)
+    suspicions = sorted((s for detect in DETECTORS.values() for s in detect(evidence)), key=lambda s: -s.severity)
+    lost = regained(bench.measure(Change()), bench.fp32())
+    shares = Shares()
+    if is_measured(lost):
+        case.try_all(suspicions[:budget], "suspicions")
+        if case.unexplained(lost) > UNEXPLAINED:
+            shares = localize(bench, case.accepted, bench.layers, tell=case.tell)
+            culprits = [layer for layer, effect in shares.layers.items() if is_measured(effect)]
+            case.try_all([s for s in suspicions if s.layer in culprits and not case.tried(s)], "layers found")
+            case.try_all(sensitive_operator.judge(evidence, shares, case.explained_layers), "operators")
+            case.try_all(error_accumulation.judge(evidence, shares, case.left()), "accumulation")
+    priced = [] if costs is None else [s for detect in COST_DETECTORS.values() for s in detect(costs)]
+    findings = [*case.findings, *(Finding(s, s.effect, repair_of(s.mode)) for s in priced if s.effect is not None)]
+    explained = regained(bench.measure(Change()), bench.measure(case.accepted))
+    return Diagnosis(
+        tuple(findings),
+        tuple(s for s in suspicions if all(finding.suspicion is not s for finding in findings)),
+        lost,
+        explained,
+        shares.of(size(lost)),
+        bench.forwards,
+        time.perf_counter() - start,
+    )
+
+
+class _Case:
+    """Findings so far. It changes as suspicions are tried."""
+
+    def __init__(self, bench: Bench, progress: Progress | None) -> None:
+        self._bench, self._progress = bench, progress
+        self._alone: dict[int, Effect] = {}
+        self._spent = 0
+        self.findings: list[Finding] = []
+        self.accepted = Change()
+
+    @property
+    def explained_layers(self) -> frozenset[str]:
+        """Those in which a cause was proved."""
+        return frozenset(layer for f in self.findings for layer in (f.layer, *f.suspicion.layers) if layer)
+
+    def tried(self, suspicion: Suspicion) -> bool:
+        return id(suspicion) in self._alone
+
+    def left(self) -> Effect:
+        """What is still lost with all causes undone that were proved."""
+        return regained(self._bench.measure(self.accepted), self._bench.fp32())
+
+    def unexplained(self, lost: Effect) -> float:
+        """The share of the loss that is still there; 0 once it is too little to be measured."""
+        left = self.left()
+        return size(left) / size(lost) if is_measured(left) else 0.0
+
+    def try_all(self, suspicions: Iterable[Suspicion], what: str) -> None:
+        """Undo each cause on top of those accepted; accept, best first, those that regain something there."""
+        candidates = [s for s in suspicions if s.change is not None]
+        while candidates:
+            effects = [self._on_top(s) for s in candidates]
+            self.tell(what, len(candidates))
+            best = max(range(len(candidates)), key=lambda i: (size(effects[i]), -i))
+            if not is_measured(effects[best], FLOOR_NATS):
+                return
+            suspicion = candidates[best]
+            assert suspicion.change is not None
+            self.findings.append(Finding(suspicion, effects[best], repair_of(suspicion.mode)))
+            self.accepted = self.accepted | suspicion.change
+            candidates = [
+                s for s, effect in zip(candidates, effects, strict=True) if s is not suspicion and is_measured(effect)
+            ]
+
+    def tell(self, what: str, more: int) -> None:
+        """Say how far it is."""
+        self._spent += more
+        if self._progress is not None:
+            self._progress(what, self._spent, max(self._spent, 2 * BUDGET))
+
+    def _on_top(self, suspicion: Suspicion) -> Effect:
+        assert suspicion.change is not None
+        base = self._bench.measure(self.accepted)
+        effect = regained(base, self._bench.measure(self.accepted | suspicion.change))
+        self._alone.setdefault(id(suspicion), effect)
+        return effect

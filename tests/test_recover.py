@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,7 @@ from recovery_bench import POINTS_PER_NAT, Repair, case, chain, diagnosis
 from haq.diagnose.losses import Known as KnownLosses
 from haq.diagnose.losses import predicted
 from haq.diagnose.recover import recover
-from haq.diagnose.recovery import Limits, samples_needed
+from haq.diagnose.recovery import Limits
 from haq.diagnose.rungs import pricing
 from haq.errors import InputError
 from haq.hardware.cost import estimate
@@ -205,18 +204,6 @@ def test_few_measurements_where_few_of_many_groups_are_bad():
     found = recover(bench, diagnosis(), options, Limits(1.0))
     assert [layer for layer, _ in found.after.change.raised] == ["l7", "l41"]
     assert len(bench.measured) < 45  # 8 blocks, 2 x 2 x log2(8) halves, allocations, putting back, steps
-
-
-def test_samples_that_a_drop_takes():
-    # 100 x 1.96 / (194 + 2) is one point; nothing changed among 194 answers ends below it.
-    assert samples_needed(1.0) == 194
-    from haq.accuracy import paired_drop_interval
-
-    for points in (0.3, 1.0, 5.0):
-        n = samples_needed(points)
-        mean = 0.0
-        assert mean + paired_drop_interval(np.ones(n), np.ones(n)).high <= points
-        assert paired_drop_interval(np.ones(n - 1), np.ones(n - 1)).high > points
 
 
 def test_progress_counts_networks():

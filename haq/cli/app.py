@@ -17,6 +17,7 @@ from haq.cli import (
     finetune,
     listing,
     measure,
+    recover,
     results,
     run,
     validate,
@@ -53,6 +54,7 @@ for _command in (
     *validate.COMMANDS,
     *verify.COMMANDS,
     *diagnose.COMMANDS,
+    *recover.COMMANDS,
 ):
     cli.add_command(_command)
 

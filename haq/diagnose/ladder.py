@@ -11,9 +11,12 @@ import numpy as np
 from haq.accuracy import Scores, compare, paired_drop_interval
 from haq.allocate import LOSS, PEAK, Levels, allocate
 from haq.configfile import measured
+from haq.diagnose.effects import CAP_NATS
+from haq.diagnose.losses import LEAST
 from haq.diagnose.rungs import Pricing
-from haq.precision import Precision
+from haq.precision import Assignment, Precision
 from haq.quality import Direction
+from haq.sensitivity import Sensitivity
 from haq.terms import Floats
 
 RUNGS = 4
@@ -106,3 +109,30 @@ def _worse(before: Scores | float, after: Scores | float, how: Measured) -> str:
         return f"{drop:.2f} points ({interval.low:.2f} to {interval.high:.2f}) worse than the step before it"
     drop = 100 * float(np.mean(better) - np.mean(worse))
     return f"{drop:.2f} points worse than the step before it" if drop > 0 else ""
+
+
+def pieces_of(options: Pricing) -> tuple[Assignment, ...]:
+    """Every group at every rung, as sensitivities are measured."""
+    return tuple(Assignment.of(rung) for rungs in options.rungs for rung in rungs)
+
+
+def losses_of(options: Pricing, sensitivity: Sensitivity | None) -> Floats:
+    """(groups, levels) what each rung loses: measured where sensitivities know it, by rounding noise elsewhere.
+
+    Without sensitivities everything is by noise. A little of the noise is in every loss, so that no two rungs are alike
+    to the allocator where measurements say nothing.
+    """
+    by_noise = np.full((len(options.groups), max((len(row) for row in options.noise), default=1)), np.inf)
+    for group, noise in enumerate(options.noise):
+        by_noise[group, : len(noise)] = noise
+    if sensitivity is None:
+        return by_noise
+    found = np.full(by_noise.shape, np.nan)
+    for group, rungs in enumerate(options.rungs):
+        for level, rung in enumerate(rungs):
+            value = sensitivity.of(Assignment.of(rung))
+            found[group, level] = np.nan if value is None else min(value, CAP_NATS)
+    known = np.isfinite(found[:, 0])
+    whole, expected = float(found[known, 0].sum()), float(by_noise[known, 0].sum())
+    scaled = by_noise * (whole / expected if whole > 0 and expected > 0 else 1.0)
+    return np.where(np.isfinite(found), found + LEAST * scaled, scaled)

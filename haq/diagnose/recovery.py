@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from haq.accuracy import Z95, Interval
+from haq.accuracy import Interval
 from haq.diagnose.finding import Change, Effect, Outcome
 
 FIGURES = {"max_latency_ms": "latency_ms", "max_size_bytes": "size_bytes"}
@@ -118,15 +118,6 @@ class Recovery:
             "sample_forwards": self.forwards,
             "seconds": round(self.seconds, 2),
         }
-
-
-def samples_needed(max_drop_points: float) -> int:
-    """The least number of samples with which a drop that large can be told from none.
-
-    Where no answer changed, the paired interval (haq.accuracy.paired_drop_interval: half a count in each discordant
-    cell, so one in all) ends at 100 x 1.96 / (n + 2) points: one point takes 194 samples.
-    """
-    return max(1, math.ceil(100 * Z95 / max_drop_points - 2))
 
 
 def change_json(change: Change) -> dict[str, Any]:

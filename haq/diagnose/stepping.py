@@ -60,6 +60,11 @@ def with_layers(raw: Mapping[str, Any], layers: Mapping[str, str], metrics: Mapp
         }
     if "fallbacks" in raw:
         result["fallbacks"] = [entry for entry in raw["fallbacks"] if entry["layer"] not in layers]
+    if "activations" in raw:
+        # Of layer:operand; what a raised layer reads is no longer rounded as it was when it was summarized.
+        kept = {key: about for key, about in raw["activations"].items() if key.rpartition(":")[0] not in layers}
+        result = {key: value for key, value in result.items() if key != "activations"}
+        result |= {"activations": kept} if kept else {}
     return result
 
 

@@ -83,17 +83,16 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     costs = cost_evidence(config, what.workload, profile, read_back=read_back)
 
     from haq.diagnose.examine import diagnose
-    from haq.nn.diagnosis.bench import open_bench
-    from haq.nn.diagnosis.look import look
+    from haq.nn.diagnosis.bench import cut, open_bench
     from haq.nn.diagnosis.subject import subject_of
 
     subject = subject_of(what)
-    sized = {} if asked.samples is None else {"samples": asked.samples}
-    bench, seen = open_bench(what, subject, split=asked.split, **sized)
+    assert what.task is not None, "what was opened with data has a task"
+    sized = {} if asked.samples is None else {"judged": asked.samples}
+    report("looking at the network", 0, 0)
+    bench, evidence = open_bench(what, subject, cut(what.task, asked.split, **sized))
     if asked.max_drop is not None:
         check_samples(bench, asked.max_drop, f"split {asked.split!r}")
-    report("looking at the network", 0, 0)
-    evidence = look(subject, seen.batches)
     found = diagnose(bench, evidence, costs, progress=report)
     return Diagnosed(config, file, chosen, bench.samples, evidence, costs, found)
 

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case
-from haq.nn.diagnosis.repairs import Look
 
+from haq.diagnose.evidence import Evidence
 from haq.diagnose.inject import inject
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
 from haq.nn.bundle import Bundle, load_bundle
-from haq.nn.diagnosis.bench import Samples, TorchBench, cut
-from haq.nn.diagnosis.raising import Raiser
+from haq.nn.diagnosis.bench import Samples, TorchBench, cut, open_bench
 from haq.nn.diagnosis.subject import Subject, subject_of
-from haq.nn.exportable import Exportable, exportable, how_quantized
+from haq.nn.exportable import Exportable, exportable
 from haq.nn.fold import fold_batch_norm
 from haq.nn.trace import trace
 from haq.precision import Assignment, Precision
@@ -77,10 +76,6 @@ def planted(network: Network, case: Case) -> Subject:
     return subject
 
 
-def bench_of(network: Network, subject: Subject) -> TorchBench:
-    """What measures changes of the subject, on the samples that nothing looks at."""
-    ranges = network.what.calibration if subject.model is network.what.model else None
-    assert network.bundle.task is not None
-    batches = tuple(network.bundle.task.calibration())
-    raiser = Raiser(subject, batches, how_quantized(network.what.config), ranges)
-    return TorchBench(subject, network.samples, Look(network.samples.looked, None), raiser)
+def bench_of(network: Network, subject: Subject) -> tuple[TorchBench, Evidence]:
+    """What measures changes of the subject, on samples that nothing looks at, and what a look at others shows."""
+    return open_bench(network.what, subject, network.samples)

@@ -31,7 +31,6 @@ from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
 from haq.nn.diagnosis.faults import touched
-from haq.nn.diagnosis.look import look
 from haq.precision import Assignment
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -57,7 +56,7 @@ def run(network: Network, only: str) -> None:
     """Every case of a network that has no row yet."""
     file = RESULTS / f"detection_{network.space}.csv"
     done = {row["case"] for row in csv.DictReader(file.open())} if file.is_file() else set()
-    healthy = bench_of(network, network.subject).measure(Change())
+    healthy = bench_of(network, network.subject)[0].measure(Change())
     profiles = {name: load_profile(name) for name in TARGETS}
     for case in cases(network.space, network.subject, profiles):
         if (case.name in done and not only) or only not in case.name:
@@ -83,10 +82,12 @@ def of_accuracy(network: Network, case: Case, healthy: Outcome) -> dict[str, Any
         subject = planted(network, case)
     except InputError as error:
         return {**about(case), "measurable": False, "note": str(error)}
-    bench = bench_of(network, subject)
+    bench, evidence = bench_of(network, subject)
     outcome = bench.measure(Change())
     harm = regained(outcome, healthy)
-    assert harm.nats is not None and harm.nats_interval is not None and outcome.kl is not None
+    assert harm.nats is not None
+    assert harm.nats_interval is not None
+    assert outcome.kl is not None
     broken = not np.isfinite(outcome.kl).all()
     measurable = broken or (harm.nats >= MEASURABLE_NATS and harm.nats_interval.low > 0)
     row = {
@@ -95,7 +96,7 @@ def of_accuracy(network: Network, case: Case, healthy: Outcome) -> dict[str, Any
     }  # fmt: skip
     if case.modes and not measurable:
         return row
-    found = diagnose(bench, look(subject, network.samples.looked), None)
+    found = diagnose(bench, evidence, None)
     sets = [touched(network.subject, mode, layer) for mode, layer in zip(case.modes, case.layers, strict=True)]
     return {**row, **verdict(case, found, sets)}
 
@@ -117,9 +118,10 @@ def of_cost(network: Network, case: Case) -> dict[str, Any]:
     changed = {name for name in workload.layer_names if after["requested_bits"].get(name, bits) != bits}
     right = [s for s in found if s.mode == mode and changed.intersection((s.layer, *s.layers))]
     return {
-        **about(case), "harm_nats": "", "measurable": change >= MEASURABLE_SHARE, "right_layers": " ".join(sorted(changed)),
+        **about(case), "measurable": change >= MEASURABLE_SHARE, "right_layers": " ".join(sorted(changed)),
         "found": "; ".join(f"{s.mode}@{s.layer}" for s in found), "right": bool(right),
-        "false_modes": " ".join(sorted({s.mode for s in found} - {mode})), "note": f"figures change by {100 * change:.2f} %",
+        "false_modes": " ".join(sorted({s.mode for s in found} - {mode})),
+        "note": f"figures change by {100 * change:.2f} %",
     }  # fmt: skip
 
 

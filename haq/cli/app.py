@@ -10,6 +10,7 @@ import click
 
 from haq.cli import (
     calibrate,
+    check,
     compare,
     diagnose,
     estimate,
@@ -52,6 +53,7 @@ for _command in (
     *calibrate.COMMANDS,
     *measure.COMMANDS,
     *validate.COMMANDS,
+    *check.COMMANDS,
     *verify.COMMANDS,
     *diagnose.COMMANDS,
     *recover.COMMANDS,

@@ -136,6 +136,7 @@ class Evidence:
     """Everything that detectors look at, but for the costs.
 
     executed: what each layer runs in. layers: by name, in the workload's order. samples: how many were looked at.
+    forced_bits_lost: layer -> how many of 8 bits the op behind it lost, where a target forces it to integers.
     """
 
     workload: Workload
@@ -143,3 +144,4 @@ class Evidence:
     layers: Mapping[str, LayerEvidence]
     joins: tuple[JoinEvidence, ...]
     samples: int
+    forced_bits_lost: Mapping[str, float] = field(default_factory=dict)

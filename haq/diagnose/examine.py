@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from haq.diagnose import error_accumulation, sensitive_operator
 from haq.diagnose.costs import CostEvidence
-from haq.diagnose.detectors import COST_DETECTORS, DETECTORS, repair_of
+from haq.diagnose.detectors import COST_DETECTORS, DETECTORS, REPAIRS
 from haq.diagnose.effects import FLOOR_NATS, is_measured, regained, size
 from haq.diagnose.evidence import Evidence
 from haq.diagnose.finding import Bench, Change, Diagnosis, Effect, Finding, Suspicion
@@ -41,22 +41,26 @@ def diagnose(
     start = time.perf_counter()
     case = _Case(bench, progress)
     suspicions = sorted((s for detect in DETECTORS.values() for s in detect(evidence)), key=lambda s: -s.severity)
+    local = [s for s in suspicions if s.mode != error_accumulation.MODE]
     lost = regained(bench.measure(Change()), bench.fp32())
     shares = Shares()
     if is_measured(lost):
-        case.try_all(suspicions[:budget], "suspicions")
+        case.try_all(local[:budget], "suspicions")
+        if case.unexplained(lost) > UNEXPLAINED:
+            together = (s for s in suspicions if s.mode == error_accumulation.MODE)
+            case.try_all((s for s in together if case.adds_up(s)), "accumulation")
         if case.unexplained(lost) > UNEXPLAINED:
             shares = localize(bench, case.accepted, bench.layers, tell=case.tell)
             culprits = [layer for layer, effect in shares.layers.items() if is_measured(effect)]
-            case.try_all([s for s in suspicions if s.layer in culprits and not case.tried(s)], "layers found")
-            case.try_all(sensitive_operator.judge(evidence, shares, case.explained_layers), "operators")
-            case.try_all(error_accumulation.judge(evidence, shares, case.left()), "accumulation")
+            case.try_all([s for s in local if s.layer in culprits and not case.tried(s)], "layers found")
+            left = size(case.left())
+            case.try_all(sensitive_operator.judge(shares, left, case.explained_layers), "operators")
     priced = [] if costs is None else [s for detect in COST_DETECTORS.values() for s in detect(costs)]
-    findings = [*case.findings, *(Finding(s, s.effect, repair_of(s.mode)) for s in priced if s.effect is not None)]
+    findings = [*case.findings, *(Finding(s, s.effect, REPAIRS[s.mode]) for s in priced if s.effect is not None)]
     explained = regained(bench.measure(Change()), bench.measure(case.accepted))
     return Diagnosis(
         tuple(findings),
-        tuple(s for s in suspicions if all(finding.suspicion is not s for finding in findings)),
+        tuple(s for s in (*suspicions, *priced) if all(finding.suspicion is not s for finding in findings)),
         lost,
         explained,
         shares.of(size(lost)),
@@ -87,6 +91,12 @@ class _Case:
         """What is still lost with all causes undone that were proved."""
         return regained(self._bench.measure(self.accepted), self._bench.fp32())
 
+    def adds_up(self, suspicion: Suspicion) -> bool:
+        """Whether the suspected layers lose more together than alone, measured without all others."""
+        self.tell("accumulation", len(suspicion.layers) + 1)
+        raised = Change(raised=tuple((layer, self._bench.widest(layer)) for layer in self._bench.layers))
+        return error_accumulation.adds_up(self._bench, suspicion, self.accepted, raised)
+
     def unexplained(self, lost: Effect) -> float:
         """The share of the loss that is still there; 0 once it is too little to be measured."""
         left = self.left()
@@ -103,7 +113,7 @@ class _Case:
                 return
             suspicion = candidates[best]
             assert suspicion.change is not None
-            self.findings.append(Finding(suspicion, effects[best], repair_of(suspicion.mode)))
+            self.findings.append(Finding(suspicion, effects[best], REPAIRS[suspicion.mode]))
             self.accepted = self.accepted | suspicion.change
             candidates = [
                 s for s, effect in zip(candidates, effects, strict=True) if s is not suspicion and is_measured(effect)

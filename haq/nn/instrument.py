@@ -46,6 +46,10 @@ class Repeater(Protocol):
     def product(self, layer: str, again: Again) -> None: ...
 
 
+Listener = Callable[[str, int, Tensor], None]
+"""Is told (layer, index, operand) before the operand is rounded, and changes nothing."""
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules that shares every parameter and buffer with the original: milliseconds, no memory."""
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -109,6 +113,22 @@ def instrument_ops(model: nn.Module, workload: Workload, probe: Probe, layers: C
     model.forward = _WatchedForward(model, workload, probe, frozenset(layers))
 
 
+def followed(model: nn.Module) -> list[Listener] | None:
+    """Who else is told the operands of a model that `instrument_ops` follows: append to it; None of any other model.
+
+    Layers outside of the probe's are not told of.
+    """
+    return model.forward.listeners if isinstance(model.forward, _WatchedForward) else None
+
+
+def is_instrumented(model: nn.Module) -> bool:
+    """Whether a probe is attached, as to every quantized model."""
+    if followed(model) is not None:
+        return True
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), _LayerHooks) for hook in hooks)
+
+
 class _LayerHooks:
     """The hooks of one module. Changes while the model runs: it counts the module's calls within one forward pass.
 
@@ -148,19 +168,31 @@ class _WatchedForward:
     def __init__(self, model: nn.Module, workload: Workload, probe: Probe, layers: frozenset[str]) -> None:
         functools.update_wrapper(self, model.forward)
         self._model, self._forward, self._probe, self._layers = model, model.forward, probe, layers
+        self.listeners: list[Listener] = []
         self._known = frozenset(workload.layer_names) | frozenset(workload.constant_products)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with as_traced(), running(self._model) as sites, _Ops(sites, self._probe, self._known, self._layers):
+        with as_traced(), running(self._model) as sites, self._ops(sites):
             return self._forward(*args, **kwargs)
+
+    def _ops(self, sites: Sites) -> _Ops:
+        return _Ops(sites, self._probe, self._known, self._layers, self.listeners)
 
 
 class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows the probe every multiplying op of one forward pass. It changes while the model runs: see `_product`."""
 
-    def __init__(self, sites: Sites, probe: Probe, known: frozenset[str], layers: frozenset[str]) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        probe: Probe,
+        known: frozenset[str],
+        layers: frozenset[str],
+        listeners: Sequence[Listener],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sites, self._probe, self._known, self._layers = sites, probe, known, layers
+        self._listeners = tuple(listeners)
         self._product: tuple[str, Tensor] | None = None  # the last layer and its result, which may yet get its bias
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -185,6 +217,8 @@ class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         changed = list(args)
         if op != "aten.embedding":
             for index, position in enumerate(site.activations):
+                for listener in self._listeners:
+                    listener(site.name, index, args[position])
                 changed[position] = self._probe.operand(site.name, index, args[position])
         if site.weight is not None and not site.in_module:
             weight, axis = args[site.weight], _channel_axis(op, site.weight, args)

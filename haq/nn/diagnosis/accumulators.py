@@ -1,12 +1,137 @@
-"""What an integer accumulator that is too narrow does to a layer's sums."""
+"""What an integer accumulator that is too narrow does to a layer's sums, to the last bit."""
 
 from __future__ import annotations
 
-from haq.nn.tuned import Result, Tuned
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from haq.errors import InputError
+from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, largest_code
+from haq.nn.tuned import Tuned, bias_key
 from haq.precision import Precision
 from haq.workload import LayerSpec
 
+PAIRS = "int16-pairs"
+"""vpmaddubsw (SSSE3 to AVX-512BW) adds two neighbouring u8 x s8 products into a saturating int16, where VNNI sums four
+of them in int32: Intel Intrinsics Guide; oneDNN, "Nuances of int8 computations"."""
+Size = tuple[int, int]
+AT_ONCE = 2**24
+"""Numbers of an unfolded input that are held at a time."""
 
-def saturated(layer: LayerSpec, precision: Precision, numbers: Tuned, accumulator: str) -> Result | None:
-    """What the accumulator does to the layer's result; None where it changes nothing (a float layer, a wide sum)."""
-    return None
+
+@dataclass(frozen=True, eq=False)
+class Accumulator:
+    """The sums of one layer. low, high: what the accumulator holds. geometry: kernel, dilation, padding and stride of a
+    convolution whose pairs saturate.
+
+    The sums are of (activation code - zero-point) x weight code: runtimes fold the zero-point's part into the bias that
+    the sum starts from. A sum that does not fit is cut off at the end: saturating instructions do that, and one that
+    wraps around instead does more harm.
+    """
+
+    layer: LayerSpec
+    weight: QuantizedWeight
+    operand: ActivationQuantizer
+    bias: Tensor | None
+    low: int
+    high: int
+    is_paired: bool = False
+    geometry: tuple[Size, Size, Size, Size] | None = None
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        """The layer's result as the accumulator leaves it. x: the rounded operand."""
+        sums = self.sums(y)
+        held = (sums + self._lost_in_pairs(x, sums.shape) if self.is_paired else sums).clamp(self.low, self.high)
+        return y + ((held - sums) * self._steps(y).double()).to(y.dtype)
+
+    def sums(self, y: Tensor) -> Tensor:
+        """The integers behind a result, float64."""
+        exact = y.double() if self.bias is None else y.double() - self._along(self.bias, y).double()
+        return torch.round(exact / self._steps(y).double().clamp(min=torch.finfo(torch.float32).tiny))
+
+    def cut_off(self, y: Tensor, x: Tensor) -> Tensor:
+        """Which sums the accumulator cannot hold, or loses a part of."""
+        sums = self.sums(y)
+        beyond = (sums < self.low) | (sums > self.high)
+        return beyond | (self._lost_in_pairs(x, sums.shape) != 0) if self.is_paired else beyond
+
+    def _steps(self, y: Tensor) -> Tensor:
+        return self._along(self.weight.scales * self.operand.scale, y)
+
+    def _along(self, values: Tensor, y: Tensor) -> Tensor:
+        """Values per output channel, beside the result: channels come after the batch in convolutions, else last."""
+        return values.reshape(-1, *[1] * (y.dim() - 2)) if self.layer.kind.startswith("conv") else values
+
+    def _lost_in_pairs(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """What sums lose in saturated pairs: neighbouring inputs of a linear layer, neighbouring channels at one tap of
+        a convolution, as kernels with channels last pack them. Only pairs that can saturate are computed."""
+        codes = self.operand.codes(x).double()
+        weight = self.weight.codes.double().flatten(1)
+        taps = weight.shape[1] // self.weight.codes.shape[1]
+        first = torch.arange(weight.shape[1]).reshape(-1, taps)[0::2].flatten()
+        first = first[first + taps < weight.shape[1]]
+        pairs = torch.stack([first, first + taps])
+        largest = largest_code(self.operand.format)
+        risky = largest * weight[:, pairs].abs().sum(dim=1) > torch.iinfo(torch.int16).max
+        lost = torch.zeros(shape, dtype=torch.float64)
+        if not self.layer.kind.startswith("conv"):
+            for channel in torch.nonzero(risky.any(dim=1))[:, 0].tolist():
+                lost[..., channel] = _saturation(codes, weight[channel], pairs[:, risky[channel]])
+            return lost
+        flat = lost.flatten(2)
+        step = max(1, AT_ONCE // max(1, weight.shape[1] * flat.shape[2]))
+        for start in range(0, len(codes), step):
+            columns = self._columns(codes[start : start + step])  # (n, places, inputs)
+            for channel in torch.nonzero(risky.any(dim=1))[:, 0].tolist():
+                flat[start : start + step, channel] = _saturation(columns, weight[channel], pairs[:, risky[channel]])
+        return flat.reshape(shape)
+
+    def _columns(self, codes: Tensor) -> Tensor:
+        assert self.geometry is not None, "pairs of a convolution need its geometry"
+        shifted = codes - self.operand.zero_point  # padding is the zero-point, which unfold fills with 0
+        return functional.unfold(shifted, *self.geometry).movedim(1, -1) + self.operand.zero_point
+
+
+def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, numbers: Tuned, named: str) -> Accumulator:
+    """The accumulator of a layer; raises InputError on an unknown one, and where the layer has no integer sums.
+
+    named: `int32`, or `intN` with any other number of bits, or `int16-pairs`, whose pairs go into an int32.
+    """
+    bits = _bits(named)
+    stored = numbers.weights[layer.weight.key] if layer.weight is not None else None
+    operand = numbers.quantizers.get((layer.name, 0))
+    if not isinstance(stored, QuantizedWeight) or stored.format.group is not None or operand is None:
+        raise InputError(
+            "the layer has no sums of integers", where=layer.name, got=str(precision),
+            expected="integer weights with one scale per output channel, and a static integer operand",
+        )  # fmt: skip
+    key = bias_key(model, layer)
+    bias, limit = None if key is None else numbers.biases[key], 2 ** (bits - 1)
+    if named != PAIRS:
+        return Accumulator(layer, stored, operand, bias, -limit, limit - 1)
+    module, geometry = dict(model.named_modules()).get(layer.module), None
+    if layer.kind.startswith("conv"):
+        if not isinstance(module, nn.Conv2d) or module.groups != 1 or isinstance(module.padding, str):
+            raise InputError("pairs are simulated for plain 2-d convolutions", where=layer.name, got=layer.kind)
+        geometry = tuple(
+            (int(a), int(b)) for a, b in (module.kernel_size, module.dilation, module.padding, module.stride)
+        )
+    return Accumulator(layer, stored, operand, bias, -limit, limit - 1, True, geometry)
+
+
+def _bits(named: str) -> int:
+    found = re.fullmatch(r"int(\d+)", named)
+    if named != PAIRS and (found is None or not 2 <= int(found[1]) <= 63):
+        raise InputError("unknown accumulator", got=named, expected=f"int32, intN with 2 to 63 bits, or {PAIRS}")
+    return 32 if found is None else int(found[1])
+
+
+def _saturation(codes: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:
+    """(...,) what the sum loses in these pairs. codes: (..., inputs); weight: (inputs,); pairs: (2, n) inputs."""
+    products = codes[..., pairs[0]] * weight[pairs[0]] + codes[..., pairs[1]] * weight[pairs[1]]
+    limits = torch.iinfo(torch.int16)
+    return (products.clamp(limits.min, limits.max) - products).sum(dim=-1)

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from haq.diagnose.evidence import Evidence
 from haq.diagnose.finding import Change, Outcome
 from haq.errors import InputError
 from haq.history import SEARCH
+from haq.nn.diagnosis.look import look
 from haq.nn.diagnosis.raising import Raiser
-from haq.nn.diagnosis.repairs import REPAIRS, Look
+from haq.nn.diagnosis.repairs import Look, repaired
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.metrics import Outputs, kl_from_fp32, not_finite, right
@@ -116,9 +118,7 @@ class TorchBench:
         key = self._normal(change)
         if key not in self._subjects:
             subject = self._raise(self.subject, dict(key.raised))
-            for repair in key.repairs:
-                subject = REPAIRS[repair.kind](subject, repair, self._look)
-            self._subjects[key] = subject
+            self._subjects[key] = repaired(subject, key, self._look)
         return self._subjects[key]
 
     def _normal(self, change: Change) -> Change:
@@ -158,12 +158,14 @@ class TorchBench:
 
 
 def open_bench(
-    what: Exportable, subject: Subject, *, samples: int = JUDGED, split: str = SEARCH
-) -> tuple[TorchBench, Look]:
-    """The bench of a config's network, and what is looked at; raises InputError on data that does not fit."""
+    what: Exportable, subject: Subject, data: Samples, evidence: Evidence | None = None
+) -> tuple[TorchBench, Evidence]:
+    """The bench of a config's network, and what a look at it shows, unless that is known already.
+
+    subject: as `subject_of(what)` or with faults of its own. data: as `cut` cuts the config's task.
+    """
     assert what.task is not None, "a network without data cannot be diagnosed"
-    data = cut(what.task, split, judged=samples)
-    look = Look(data.looked, None)
+    seen = look(subject, data.looked) if evidence is None else evidence
     ranges = what.calibration if subject.model is what.model else None
     raiser = Raiser(subject, tuple(what.task.calibration()), how_quantized(what.config), ranges)
-    return TorchBench(subject, data, look, raiser), look
+    return TorchBench(subject, data, Look(data.looked, seen), raiser), seen

@@ -34,6 +34,15 @@ def join_evidence(
     return tuple(found)
 
 
+def forced_bits_lost(subject: Subject, outputs: Mapping[str, Range]) -> dict[str, float]:
+    """Layer -> bits that the op behind it is short of 8, where the target forces it to integers."""
+    found = {}
+    for layer, step in subject.forced_steps.items():
+        own = (max(outputs[layer][1], 0.0) - min(outputs[layer][0], 0.0)) / CODES
+        found[layer] = math.log2(step / own) if own > 0 and step > 0 else 0.0
+    return found
+
+
 def _join(workload: Workload, layer: str) -> GlueOp | None:
     """The first add or concatenation behind a layer, in the order of execution."""
     glue = {node.name: node for node in workload.nodes if isinstance(node, GlueOp)}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from haq.diagnose.evidence import Evidence, LayerEvidence
 from haq.nn.calibrate import Operand, check_data
-from haq.nn.diagnosis.joins import join_evidence
+from haq.nn.diagnosis.joins import forced_bits_lost, join_evidence
 from haq.nn.diagnosis.operands import OperandSums, Rounding
 from haq.nn.diagnosis.outputs import OutputSums
 from haq.nn.diagnosis.subject import Subject
+from haq.nn.diagnosis.sums import Need, needs
 from haq.nn.diagnosis.weights import weight_evidence
 from haq.nn.instrument import Again, instrument_ops, shared_copy
 from haq.nn.ptq.layers import arithmetic
@@ -51,9 +53,13 @@ def look(subject: Subject, batches: Sequence[Inputs]) -> Evidence:
             forward(model, inputs)
             forward(deployed, inputs)
             watched.batch_is_over()
-        layers = {layer.name: _of_layer(subject, layer, watched) for layer in subject.workload.layers}
+        need = needs(subject, batches)
+        layers = {
+            layer.name: _of_layer(subject, layer, watched, need.get(layer.name)) for layer in subject.workload.layers
+        }
     magnitudes = {name: (sums.low, sums.high) for name, sums in watched.outputs.items()}
-    return Evidence(subject.workload, subject.executed, layers, join_evidence(subject, layers, magnitudes), samples)
+    joins = join_evidence(subject, layers, magnitudes)
+    return Evidence(subject.workload, subject.executed, layers, joins, samples, forced_bits_lost(subject, magnitudes))
 
 
 class _Watched:
@@ -149,14 +155,15 @@ def _bias_changes(subject: Subject) -> Iterator[tuple[str, Tensor]]:
                 yield layer.name, change.detach()
 
 
-def _of_layer(subject: Subject, layer: LayerSpec, watched: _Watched) -> LayerEvidence:
+def _of_layer(subject: Subject, layer: LayerSpec, watched: _Watched, need: Need | None) -> LayerEvidence:
+    output = watched.outputs[layer.name].evidence()
     operands = [sums for (name, _), sums in watched.operands.items() if name == layer.name]
     return LayerEvidence(
         layer.name,
         subject.executed.precision(layer.name),
         tuple(sums.evidence(subject.calibrated) for sums in sorted(operands, key=lambda sums: sums.index)),
         None if layer.weight is None else weight_evidence(subject, layer),
-        watched.outputs[layer.name].evidence(),
+        output if need is None else replace(output, accumulator_bits=need.bits, saturated_share=need.share),
     )
 
 

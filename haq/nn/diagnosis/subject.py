@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from haq.nn.calibrate import Operand, calibrate
-from haq.nn.diagnosis.accumulators import saturated
+from haq.nn.diagnosis.accumulators import accumulator_of
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.observers import Histograms
 from haq.nn.task import Inputs
@@ -64,10 +64,9 @@ class Subject:
         """Layer -> what happens to its result after the layer itself has rounded it."""
         found: dict[str, list[Result]] = {}
         specs = {layer.name: layer for layer in self.workload.layers}
-        for layer, accumulator in self.accumulators.items():
+        for layer, named in self.accumulators.items():
             precision = self.executed.precision(layer)
-            if (function := saturated(specs[layer], precision, self.numbers, accumulator)) is not None:
-                found.setdefault(layer, []).append(function)
+            found.setdefault(layer, []).append(accumulator_of(self.model, specs[layer], precision, self.numbers, named))
         for steps in (self.join_steps, self.forced_steps):
             for layer, step in steps.items():
                 found.setdefault(layer, []).append(_to_steps(step))

@@ -1,0 +1,85 @@
+"""error-accumulation: every layer is good enough alone, and together they are not.
+
+Mechanism: small errors that point the same way, such as a gain lost in every layer or a mean that moves, add up in
+amplitude. The statistics that batch norms were folded with no longer fit what the layers give.
+
+Statistic: the power of the shift of channel means and of the change of channel deviations in the whole quantized
+network, relative to FP32's signal. Beside it, the loss of the layers together over the sum of what each loses alone.
+
+Threshold: statistics that are off by as much as 4 bits of rounding, 25.84 dB below the signal (6.02 b + 1.76, Bennett
+1948), in three layers or more, of which none has half of the errors that all have alone. Together they lose at least
+twice the sum: independent errors add up to it (divergence is of second order), equal ones of n layers to n times it.
+
+Targets: all, most of all those with 4-bit weights: A100, and stored integers on TPU v3 and v4.
+
+Repair: reestimate, which gives every channel FP32's mean and deviation back, layer after layer on served data (as
+batch-norm re-estimation does, Peters et al. 2023); then reconstruction of the layers in sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from haq.diagnose.effects import regained, size
+from haq.diagnose.evidence import Evidence, LayerEvidence, OutputEvidence
+from haq.diagnose.finding import Bench, Change, Repair, Suspicion
+from haq.diagnose.ranges import DB_PER_BIT, noise
+
+MODE = "error-accumulation"
+REPAIR = "re-estimate each channel's mean and deviation on served data"
+THRESHOLD_POWER = noise(4 * DB_PER_BIT + 1.76)
+THRESHOLD_RATIO = 2.0
+MOST_OF_ONE = 0.5
+LAYERS = 3
+"""So many have to be off: of one layer or two that is their own fault."""
+
+
+def detect(evidence: Evidence) -> Iterator[Suspicion]:
+    """The network, if its statistics moved and no single layer did it."""
+    alone = {name: _alone(layer) for name, layer in evidence.layers.items()}
+    moved = {
+        name: drift(layer.output)
+        for name, layer in evidence.layers.items()
+        if layer.output is not None and drift(layer.output) >= THRESHOLD_POWER
+    }
+    total = sum(alone.values())
+    if len(moved) < LAYERS or not 0 < total < np.inf or max(alone.values()) > MOST_OF_ONE * total:
+        return
+    # Where the errors are that add up: the layers that have more than an even part of them.
+    sources = tuple(name for name, own in alone.items() if own >= total / len(alone))
+    worst = max(moved, key=lambda name: moved[name])
+    text = (
+        f"channel statistics are off in {len(moved)} layers, most in {worst} ({10 * np.log10(1 / moved[worst]):.1f} dB "
+        f"below the signal); no layer has more than {max(alone.values()) / total:.0%} of their errors alone"
+    )
+    yield Suspicion(
+        MODE, sources[0], "statistics_power", moved[worst], THRESHOLD_POWER, moved[worst], text,
+        Change((Repair("reestimate"),)), layers=sources,
+    )  # fmt: skip
+
+
+def drift(output: OutputEvidence) -> float:
+    """The mean over channels of squared shift and squared change of deviation, in units of FP32's deviation."""
+    gain, shift = np.nan_to_num(output.joint_gain, nan=1.0), np.nan_to_num(output.joint_shift)
+    return float(np.mean((gain - 1) ** 2 + shift**2)) if len(gain) else 0.0
+
+
+def adds_up(bench: Bench, suspicion: Suspicion, base: Change, raised: Change) -> bool:
+    """Whether the suspected layers together lose twice what they lose alone, every other layer in FP32.
+
+    base: what is undone already. raised: all layers in FP32.
+    """
+    inside = set(suspicion.layers)
+    exact = bench.measure(raised)
+
+    def lost(kept: set[str]) -> float:
+        others = tuple((layer, precision) for layer, precision in raised.raised if layer not in kept)
+        return max(size(regained(bench.measure(base | Change(raised=others)), exact)), 0.0)
+
+    return lost(inside) >= THRESHOLD_RATIO * sum(lost({layer}) for layer in inside)
+
+
+def _alone(layer: LayerEvidence) -> float:
+    return noise(layer.output.sqnr_db) if layer.output is not None else 0.0

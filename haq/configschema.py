@@ -101,6 +101,19 @@ class FallbackPart(_Part):
     reason: str
 
 
+class RecoveryStep(_Part):
+    """One step of the ladder that `haq recover --step` climbs, on top of the config itself.
+
+    layers: those that differ from the config. metrics: measured accuracy, modelled figures. monotone: not measurably
+    worse than the step before it; if it is, the note says by how much.
+    """
+
+    layers: Annotated[dict[Layer, PrecisionText], Field(min_length=1)]
+    metrics: dict[str, Metric]
+    monotone: bool
+    note: Text = _absent("")
+
+
 class EndsPart(_Part):
     """Two ends of a range."""
 
@@ -162,6 +175,7 @@ class ConfigFile(_Part):
     quantization: Quantized = _absent(None)
     fallbacks: list[FallbackPart] = _absent([])
     provenance: Provenance = _absent(None)
+    recovery: list[RecoveryStep] = _absent([])
     parameters: FileName = _absent("")
     parameters_sha256: Sha256 = _absent("")
     activations: dict[Annotated[str, StringConstraints(pattern=r":\d+$")], ActivationsPart] = _absent({})

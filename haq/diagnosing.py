@@ -79,7 +79,7 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     profile = load_profile(str(config["target"]["name"]) if asked.target is None else asked.target)
     report("opening the network and its data", 0, 0)
     read_back = {} if asked.artifact is None else _read_back(asked.artifact, config)
-    what = _opened(config, file, asked.split, given)
+    what = open_network(config, file, asked.split, given)
     costs = cost_evidence(config, what.workload, profile, read_back=read_back)
 
     from haq.diagnose.examine import diagnose
@@ -92,7 +92,7 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     report("looking at the network", 0, 0)
     bench, evidence = open_bench(what, subject, cut(what.task, asked.split, **sized))
     if asked.max_drop is not None:
-        _check_samples(bench, asked.max_drop, f"split {asked.split!r}")
+        check_samples(bench, asked.max_drop, f"split {asked.split!r}")
     found = diagnose(bench, evidence, costs, progress=report)
     return Diagnosed(config, file, chosen, bench.samples, evidence, costs, found)
 
@@ -145,7 +145,7 @@ def _config_file(run: Path, name: str) -> Path:
     return run / CONFIG_FOLDER / f"{name}.json"
 
 
-def _opened(config: Mapping[str, Any], file: Path, split: str, given: Mapping[str, str]) -> Exportable:
+def open_network(config: Mapping[str, Any], file: Path, split: str, given: Mapping[str, str]) -> Exportable:
     """The config's network; whether it runs is tried first, since calibration would fail on it in other words."""
     from haq.nn.bundle import load_bundle
     from haq.nn.diagnosis.sound import check_sound
@@ -161,7 +161,8 @@ def _opened(config: Mapping[str, Any], file: Path, split: str, given: Mapping[st
     return exportable(config, bundle, file)
 
 
-def _check_samples(bench: Bench, max_drop: float, where: str) -> None:
+def check_samples(bench: Bench, max_drop: float, where: str) -> None:
+    """Raise InputError where a drop of so many points cannot be seen on the samples that the bench judges on."""
     scores = bench.fp32().scores
     if scores is not None and np.isin(scores, (0.0, 1.0)).all():
         check_enough(max_drop, len(scores), float(scores.mean()), where=where)

@@ -32,6 +32,7 @@ GLUE = {
     "haq.finetuning",
     "haq.exporting",
     "haq.tracecache",
+    "haq.recovering",
     "haq.verifying",
     "haq.diagnosing",
     "haq.checking",
@@ -75,7 +76,7 @@ LAYERS = (
     },
     {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret", "deployed"},
     {"verify"},
-    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying", "diagnosing", "checking"},
+    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying", "diagnosing", "checking", "recovering"},
     {"profiletext"},
     {"cli"},
 )

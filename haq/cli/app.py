@@ -18,6 +18,7 @@ from haq.cli import (
     finetune,
     listing,
     measure,
+    recover,
     results,
     run,
     validate,
@@ -55,6 +56,7 @@ for _command in (
     *check.COMMANDS,
     *verify.COMMANDS,
     *diagnose.COMMANDS,
+    *recover.COMMANDS,
 ):
     cli.add_command(_command)
 

@@ -20,6 +20,7 @@ from haq.nn.prepare import Quantization, quantizable
 from haq.nn.ptq.structure import restructured
 from haq.nn.quantizers import ActivationQuantizer
 from haq.nn.simulate import Simulator
+from haq.nn.smoothed import with_smoothing
 from haq.nn.task import Inputs, Task
 from haq.nn.trace import trace
 from haq.nn.tune_config import check_same
@@ -83,7 +84,8 @@ def exportable(raw: Mapping[str, Any], bundle: Bundle, config: Path) -> Exportab
     if "parameters" in raw:
         batches = () if bundle.task is None else tuple(bundle.task.calibration())
         model = restructured(model, workload, how.stack, batches)
-        numbers = read_tuned(config, raw, workload)
+        numbers = read_tuned(config, raw, workload, model)
+        model = with_smoothing(model, numbers.smoothing)
     else:
         assert bundle.task is not None, "a bundle without a task cannot be calibrated"
         simulator = quantizable(model, workload, tuple(bundle.task.calibration()), how)

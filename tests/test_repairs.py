@@ -16,8 +16,8 @@ from haq.nn.diagnosis.look import look
 from haq.nn.diagnosis.repairs import REPAIRS, Look, repaired
 from haq.nn.diagnosis.requantize import to_nearest, with_scales_refitted
 from haq.nn.diagnosis.subject import subject_of
-from haq.nn.instrument import shared_copy
 from haq.nn.quantizers import QuantizedWeight
+from haq.nn.sharing import shared_copy
 from haq.precision import FORMATS
 
 X = numbers(24, 3, 8, 8, seed=11)

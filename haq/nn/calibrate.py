@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from haq.errors import InputError, lookup
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
 from haq.nn.observers import BINS, DEFAULT_OBSERVER, OBSERVERS, Histograms
 from haq.nn.quantizers import ActivationQuantizer, affine_parameters, largest_code
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, batch_size, forward, hash_inputs
 from haq.precision import FORMATS, Format
 from haq.techniques import DEFAULT, Stack

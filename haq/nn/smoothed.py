@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import shared_copy
 from haq.nn.ptq.smoothquant import divide
+from haq.nn.sharing import shared_copy
 
 
 def smoothing_of(changed: nn.Module, original: nn.Module) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from haq.configfile import executed_assignment, read_config
 from haq.errors import InputError
 from haq.nn.calibrate import Operand
-from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
+from haq.nn.instrument import instrument_modules, instrument_ops
 from haq.nn.lsq import Stored
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.ptq.per_token import round_per_token
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, executed_weight
+from haq.nn.sharing import shared_copy
 from haq.nn.smoothed import with_smoothing
 from haq.nn.tensorfile import read_tensors, write_tensors
 from haq.precision import Assignment, Precision

@@ -14,8 +14,9 @@ from haq.errors import InputError
 from haq.nn.diagnosis.operands import OperandSums, Rounding
 from haq.nn.diagnosis.requantize import to_nearest, with_bias_of_model, with_range, with_weight
 from haq.nn.diagnosis.subject import Subject
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
 from haq.nn.ptq.smoothquant import ALPHA, divide
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
 from haq.workload import LayerSpec
 

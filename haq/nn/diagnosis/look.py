@@ -16,9 +16,10 @@ from haq.nn.diagnosis.outputs import OutputSums
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.diagnosis.sums import Need, needs
 from haq.nn.diagnosis.weights import weight_evidence
-from haq.nn.instrument import Again, instrument_ops, shared_copy
+from haq.nn.instrument import Again, instrument_ops
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import cast, executed_weight
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, batch_size, forward, taken
 from haq.nn.tuned import Result, bias_key, build_tuned, part
 from haq.workload import LayerSpec

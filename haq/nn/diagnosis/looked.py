@@ -13,9 +13,10 @@ from torch import Tensor
 from haq.errors import InputError
 from haq.nn.calibrate import Operand, observed
 from haq.nn.diagnosis.subject import Calibrated, Subject
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
 from haq.nn.observers import DEFAULT_OBSERVER, OBSERVERS, Histograms
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, affine_parameters, largest_code
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, first_samples, forward
 from haq.nn.tuned import bias_key, build_tuned
 from haq.precision import Format

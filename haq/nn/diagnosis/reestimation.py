@@ -11,9 +11,10 @@ from torch import Tensor
 
 from haq.nn.diagnosis.decibel import channel_axis
 from haq.nn.diagnosis.subject import Subject
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
 from haq.nn.ptq.bn_reestimation import MOST_GAIN
 from haq.nn.quantizers import QuantizedWeight
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
 from haq.nn.tuned import Result, bias_key, build_tuned
 from haq.workload import LayerSpec

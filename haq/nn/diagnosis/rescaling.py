@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from haq.errors import InputError
-from haq.nn.instrument import shared_copy
 from haq.nn.ptq.cle import ChannelClip
 from haq.nn.ptq.smoothquant import divide
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, first_samples, forward, logits_of
 from haq.precision import FORMATS
 from haq.workload import GlueOp, LayerSpec, Workload

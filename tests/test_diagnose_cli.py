@@ -147,7 +147,7 @@ def test_a_network_in_4_bits_is_diagnosed(haq: Haq, space: Path, config: Path, t
     # Formats of the reference on the A100, which has no int4 convolutions.
     assert {f["layer"] for f in raw["findings"] if f["mode"] == "not-executed"} >= {"3"}
     assert raw["page"] == str(page)
-    assert page.read_bytes().startswith(b"\\x89PNG")
+    assert page.read_bytes().startswith(b"\x89PNG")
     ran = haq("diagnose", config, "--space", space)
     assert "against FP32 it lost" in ran.out
     assert "sample-forwards" in ran.out

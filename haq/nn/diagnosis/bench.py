@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from haq.diagnose.evidence import Evidence
@@ -21,7 +19,7 @@ from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.metrics import Outputs, kl_from_fp32, not_finite, right
 from haq.nn.simulate import FP32
 from haq.nn.subset import spread_rows
-from haq.nn.task import Batch, CallableTask, ClassificationTask, HasOutputs, Inputs, Task, taken
+from haq.nn.task import CallableTask, ClassificationTask, HasOutputs, Inputs, Task, regrouped
 from haq.precision import Precision
 
 LOOKED = 64
@@ -61,22 +59,10 @@ def cut(task: Task, split: str = SEARCH, looked: int = LOOKED, judged: int = JUD
     others = sorted(set(range(total)).difference(rows))
     size = min(judged, len(others))
     chosen = [others[place * len(others) // size] for place in range(size)]
-    judges = ClassificationTask({split: _rows(task.splits[split], chosen)}, (), task.data_hash)
-    return Samples(tuple(batch.inputs for batch in _rows(task.splits[split], rows)), judges, split, size)
-
-
-def _rows(batches: Sequence[Batch], numbers: Sequence[int]) -> tuple[Batch, ...]:
-    """These samples, numbered over all batches, neighbours of one shape together."""
-    chosen, offset, found = torch.tensor(numbers), 0, []
-    for batch in batches:
-        rows = chosen[(chosen >= offset) & (chosen < offset + len(batch.labels))] - offset
-        offset += len(batch.labels)
-        if len(rows):
-            found.append(Batch(taken(batch.inputs, rows), batch.labels[rows]))
-    inputs, labels = spread_rows(
-        [batch.inputs for batch in found], [batch.labels for batch in found], len(numbers), len(numbers)
-    )
-    return tuple(Batch(*pair) for pair in zip(inputs, labels, strict=True))
+    looked_at, _ = regrouped(task.splits[split], np.array(rows))
+    judging, _ = regrouped(task.splits[split], np.array(chosen))
+    judges = ClassificationTask({split: judging}, (), task.data_hash)
+    return Samples(tuple(batch.inputs for batch in looked_at), judges, split, size)
 
 
 class TorchBench:

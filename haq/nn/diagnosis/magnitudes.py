@@ -111,9 +111,11 @@ def _integral(u: Floats, bottom: float, top: float) -> Floats:
 
     def inside(v: Floats) -> Floats:
         nearest = np.rint(v)
-        whole: Floats = nearest / 12 + (v - nearest) ** 3 / 3
+        off = v - nearest
+        whole: Floats = nearest / 12 + off * off * off / 3  # a power of 3 takes ten times as long
         return whole
 
     held = np.clip(u, bottom, top)
-    far: Floats = (u - held) ** 3 / 3
+    beyond = u - held
+    far: Floats = beyond * beyond * beyond / 3
     return inside(held) + far

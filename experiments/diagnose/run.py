@@ -24,7 +24,7 @@ from haq.diagnose.cost_faults import plant_no_speedup, plant_not_executed
 from haq.diagnose.costs import CostEvidence
 from haq.diagnose.detectors import COST_DETECTORS
 from haq.diagnose.effects import regained
-from haq.diagnose.examine import diagnose
+from haq.diagnose.examine import cost_findings, diagnose
 from haq.diagnose.finding import Change, Diagnosis, Finding, Outcome
 from haq.errors import InputError
 from haq.hardware.cost import estimate
@@ -111,7 +111,8 @@ def of_cost(network: Network, case: Case) -> dict[str, Any]:
     asked = plant(workload, before, profile, layer, int(strength))
     runs = legalize(workload, asked, profile).executed
     costs = CostEvidence(workload, asked, runs, profile, 1, cost_table(workload, profile, batch=1))
-    found = [s for detect in COST_DETECTORS.values() for s in detect(costs) if s.effect is not None]
+    priced = [s for detect in COST_DETECTORS.values() for s in detect(costs)]
+    found = [finding.suspicion for finding in cost_findings(priced)]
     changed = {name for name in workload.layer_names if asked[name] != before[name]}
     right = [s for s in found if s.mode == mode and changed.intersection((s.layer, *s.layers))]
     harm = harm_of_cost(costs, legalize(workload, before, profile).executed, mode)

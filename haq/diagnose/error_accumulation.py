@@ -7,8 +7,9 @@ Statistic: the power of the shift of channel means and of the change of channel 
 network, relative to FP32's signal. Beside it, the loss of the layers together over the sum of what each loses alone.
 
 Threshold: statistics that are off by as much as 4 bits of rounding, 25.84 dB below the signal (6.02 b + 1.76, Bennett
-1948), in three layers or more, of which none has half of the errors that all have alone. Together they lose at least
-twice the sum: independent errors add up to it (divergence is of second order), equal ones of n layers to n times it.
+1948), in three layers or more. Either three layers' weights are off by a mere factor, by as much, so that their errors
+point the same way; or no layer has half of the errors that all have alone, and together they lose at least twice the
+sum: independent errors add up to it (divergence is of second order), equal ones of n layers to n times it.
 
 Targets: all, most of all those with 4-bit weights: A100, and stored integers on TPU v3 and v4.
 
@@ -45,10 +46,14 @@ def detect(evidence: Evidence) -> Iterator[Suspicion]:
         if layer.output is not None and drift(layer.output) >= THRESHOLD_POWER
     }
     total = sum(alone.values())
-    if len(moved) < LAYERS or not 0 < total < np.inf or max(alone.values()) > MOST_OF_ONE * total:
+    if len(moved) < LAYERS or not 0 < total < np.inf:
         return
-    # Where the errors are that add up: the layers that have more than an even part of them.
-    sources = tuple(name for name, own in alone.items() if own >= total / len(alone))
+    # Where the errors are that add up: layers that are off by a mere factor, else those with more than an even part.
+    sources = off_by_a_factor(evidence)
+    if not sources:
+        sources = tuple(name for name, own in alone.items() if own >= total / len(alone))
+        if max(alone.values()) > MOST_OF_ONE * total:
+            return
     worst = max(moved, key=lambda name: moved[name])
     text = (
         f"channel statistics are off in {len(moved)} layers, most in {worst} ({10 * np.log10(1 / moved[worst]):.1f} dB "
@@ -66,12 +71,15 @@ def drift(output: OutputEvidence) -> float:
     return float(np.mean((gain - 1) ** 2 + shift**2)) if len(gain) else 0.0
 
 
-def adds_up(bench: Bench, suspicion: Suspicion, base: Change, raised: Change) -> bool:
+def adds_up(bench: Bench, evidence: Evidence, suspicion: Suspicion, base: Change, raised: Change) -> bool:
     """Whether the suspected layers together lose twice what they lose alone, every other layer in FP32.
 
+    Of layers that are off by a mere factor it is known without measuring that their errors point the same way.
     base: what is undone already. raised: all layers in FP32.
     """
     inside = set(suspicion.layers)
+    if inside == set(off_by_a_factor(evidence)):
+        return True
     exact = bench.measure(raised)
 
     def lost(kept: set[str]) -> float:
@@ -83,3 +91,13 @@ def adds_up(bench: Bench, suspicion: Suspicion, base: Change, raised: Change) ->
 
 def _alone(layer: LayerEvidence) -> float:
     return noise(layer.output.sqnr_db) if layer.output is not None else 0.0
+
+
+def off_by_a_factor(evidence: Evidence) -> tuple[str, ...]:
+    """Layers of which most of the weight's error is that all of it is too small or too large, by more than 4 bits of
+    rounding cost; empty where they are fewer than LAYERS."""
+    weights = {name: layer.weight for name, layer in evidence.layers.items() if layer.weight is not None}
+    found = tuple(
+        name for name, w in weights.items() if w.gain_share >= MOST_OF_ONE and noise(w.sqnr_db) >= THRESHOLD_POWER
+    )
+    return found if len(found) >= LAYERS else ()

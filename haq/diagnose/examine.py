@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from haq.diagnose import error_accumulation, sensitive_operator
+from haq.diagnose import error_accumulation, no_speedup, not_executed, sensitive_operator
 from haq.diagnose.costs import CostEvidence
 from haq.diagnose.detectors import COST_DETECTORS, DETECTORS, REPAIRS
 from haq.diagnose.effects import FLOOR_NATS, is_measured, regained, size
@@ -39,7 +39,7 @@ def diagnose(
     whatever its statistics look like.
     """
     start = time.perf_counter()
-    case = _Case(bench, progress)
+    case = _Case(bench, evidence, progress)
     suspicions = sorted((s for detect in DETECTORS.values() for s in detect(evidence)), key=lambda s: -s.severity)
     local = [s for s in suspicions if s.mode != error_accumulation.MODE]
     lost = regained(bench.measure(Change()), bench.fp32())
@@ -56,7 +56,7 @@ def diagnose(
             left = size(case.left())
             case.try_all(sensitive_operator.judge(shares, left, case.explained_layers), "operators")
     priced = [] if costs is None else [s for detect in COST_DETECTORS.values() for s in detect(costs)]
-    findings = [*case.findings, *(Finding(s, s.effect, REPAIRS[s.mode]) for s in priced if s.effect is not None)]
+    findings = [*case.findings, *cost_findings(priced)]
     explained = regained(bench.measure(Change()), bench.measure(case.accepted))
     return Diagnosis(
         tuple(findings),
@@ -69,11 +69,22 @@ def diagnose(
     )
 
 
+def cost_findings(priced: Sequence[Suspicion]) -> Iterator[Finding]:
+    """Suspicions that the cost model proves. Narrowing that costs time in layers that do not run as asked is what that
+    does, and no finding of its own."""
+    proved = [s for s in priced if s.mode == not_executed.MODE and s.effect is not None]
+    refused = {layer for s in proved for layer in (s.layer, *s.layers)}
+    for suspicion in priced:
+        is_consequence = suspicion.mode == no_speedup.MODE and refused.issuperset(suspicion.layers)
+        if suspicion.effect is not None and not is_consequence:
+            yield Finding(suspicion, suspicion.effect, REPAIRS[suspicion.mode])
+
+
 class _Case:
     """Findings so far. It changes as suspicions are tried."""
 
-    def __init__(self, bench: Bench, progress: Progress | None) -> None:
-        self._bench, self._progress = bench, progress
+    def __init__(self, bench: Bench, evidence: Evidence, progress: Progress | None) -> None:
+        self._bench, self._evidence, self._progress = bench, evidence, progress
         self._alone: dict[int, Effect] = {}
         self._spent = 0
         self.findings: list[Finding] = []
@@ -95,7 +106,7 @@ class _Case:
         """Whether the suspected layers lose more together than alone, measured without all others."""
         self.tell("accumulation", len(suspicion.layers) + 1)
         raised = Change(raised=tuple((layer, self._bench.widest(layer)) for layer in self._bench.layers))
-        return error_accumulation.adds_up(self._bench, suspicion, self.accepted, raised)
+        return error_accumulation.adds_up(self._bench, self._evidence, suspicion, self.accepted, raised)
 
     def unexplained(self, lost: Effect) -> float:
         """The share of the loss that is still there; 0 once it is too little to be measured."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from haq.diagnose.evidence import Evidence
-from haq.diagnose.finding import Change, Outcome
+from haq.diagnose.finding import Change, Outcome, Repair
 from haq.errors import InputError
 from haq.history import SEARCH
 from haq.nn.diagnosis.look import look
@@ -24,6 +25,9 @@ from haq.precision import Precision
 
 LOOKED = 64
 """Samples that statistics and repairs are made from: as many as sensitivities take."""
+
+RANGES, WEIGHTS = ("clip", "recalibrate", "equalize"), ("per_channel", "rescale", "bias")
+"""Kinds of repairs of what a layer reads, and of its weight with its bias."""
 
 JUDGED = 256
 """Samples that changes are measured on, unless told otherwise."""
@@ -104,7 +108,8 @@ class TorchBench:
         key = self._normal(change)
         if key not in self._subjects:
             subject = self._raise(self.subject, dict(key.raised))
-            self._subjects[key] = repaired(subject, key, self._look)
+            needed = tuple(repair for repair in key.repairs if self._is_needed(repair, dict(key.raised)))
+            self._subjects[key] = repaired(subject, Change(needed), self._look)
         return self._subjects[key]
 
     def _normal(self, change: Change) -> Change:
@@ -114,6 +119,15 @@ class TorchBench:
             (layer, raised[layer]) for layer in self.layers if layer in raised and raised[layer] != self._here(layer)
         )
         return Change(change.repairs, differing)
+
+    def _is_needed(self, repair: Repair, raised: Mapping[str, Precision]) -> bool:
+        """Whether there still is what the repair is for: a raised layer has a range or a weight of its own no more."""
+        now = raised.get(repair.layer)
+        if now is None:
+            return True
+        if repair.kind in RANGES:
+            return now.activation.is_integer and not now.activation.per_token
+        return repair.kind not in WEIGHTS or now.weight == self._here(repair.layer).weight
 
     def _here(self, layer: str) -> Precision:
         return self.subject.executed.precision(layer)

@@ -260,8 +260,7 @@ def test_depthwise_layers_embeddings_products_and_what_is_not_executed_are_left_
     words = attention()
     found = accumulators_of(with_accumulator(PAIRS), words, executed(words, W8A8))
     assert found == {"q": PAIRS, "k": PAIRS}
-    narrow = conv("a", "x", 8, 8, 4, groups=8)
-    net = replace(residual(), nodes=(narrow,), outputs=("a",))
+    net = replace(residual(), nodes=(conv("a", "x", 8, 8, 4, groups=8),), outputs=("a",))
     assert accumulators_of(with_accumulator(PAIRS), net, executed(net, W8A8)) == {}
     # 9 products of 255 x 127 are 291,465, beyond 2^18.
     assert accumulators_of(with_accumulator("int19"), net, executed(net, W8A8)) == {"a": "int19"}

@@ -4,11 +4,12 @@ Mechanism: fp16 ends at 65504: what is larger becomes infinite, and infinity min
 becomes zero. bf16 has fp32's range but 8 bits of precision: a small difference of large terms has few of them left.
 
 Statistic: the share of FP32's numbers that become infinite in the format, or zero though they are not, in what a layer
-reads and in what it gives; numbers of the quantized network that are no numbers; and the signal over the rounding error
-of what the layer reads and gives, alone on FP32's inputs.
+reads and in what it gives; whether it gives what is not finite although it reads FP32's inputs, which weights beyond
+the format do; and the signal over the rounding error of what the layer reads and gives, alone on FP32's inputs.
 
-Threshold: one overflow is enough. Of precision, half of the format's bits have to be left: 6.02 dB for each of 5.5
-bits of fp16 (33.1 dB) and of 4 of bf16 (24.1 dB); one rounding leaves about 70 and 50 dB (IEEE 754: 11 and 8 bits).
+Threshold: one number that is not finite is enough. Of precision, half of the format's bits have to be left: 6.02 dB for
+each of 5.5 bits of fp16 (33.1 dB) and of 4 of bf16 (24.1 dB); one rounding leaves about 70 and 50 dB (IEEE 754: 11 and
+8 bits).
 
 Targets: fp16 is what 16 bits mean on A100 and on mobile (HTP): both overflow. TPU v3 and v4 take bf16, which does not
 overflow but is short of bits in sums and norms.
@@ -50,6 +51,11 @@ def detect(evidence: Evidence) -> Iterator[Suspicion]:
             yield Suspicion(
                 MODE, name, "overflow_share", beyond, THRESHOLD_SHARE, math.inf, text, change, layers=(name,)
             )
+            continue
+        if layer.output.not_finite and layer.output.sqnr_db == -math.inf:
+            text = f"{name} gives {layer.output.not_finite} numbers that are not finite, as its weights leave {fmt}"
+            count = float(layer.output.not_finite)
+            yield Suspicion(MODE, name, "not_finite", count, 0.0, math.inf, text, change, layers=(name,))
             continue
         least, worst = precision_db(fmt), _signal_db(layer)
         if worst < least:

@@ -1,8 +1,7 @@
-"""What an integer accumulator that is too narrow does to a layer's sums, to the last bit."""
+"""What an integer accumulator that is too narrow does to a layer's sums."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -10,27 +9,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from haq.errors import InputError
+from haq.hardware.accumulators import has_one_input_per_output
+from haq.hardware.machine import PAIRS, accumulator_bits
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, largest_code
 from haq.nn.tuned import Tuned, bias_key
 from haq.precision import Precision
 from haq.workload import LayerSpec
 
-PAIRS = "int16-pairs"
-"""vpmaddubsw (SSSE3 to AVX-512BW) adds two neighbouring u8 x s8 products into a saturating int16, where VNNI sums four
-of them in int32: Intel Intrinsics Guide; oneDNN, "Nuances of int8 computations"."""
-Size = tuple[int, int]
 AT_ONCE = 2**24
 """Numbers of an unfolded input that are held at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Accumulator:
-    """The sums of one layer. low, high: what the accumulator holds. geometry: kernel, dilation, padding and stride of a
-    convolution whose pairs saturate.
+    """The sums of one layer. low, high: what the accumulator holds. convolution: the module, where pairs saturate.
 
     The sums are of (activation code - zero-point) x weight code: runtimes fold the zero-point's part into the bias that
-    the sum starts from. A sum that does not fit is cut off at the end: saturating instructions do that, and one that
-    wraps around instead does more harm.
+    the sum starts from (ONNX Runtime, qlinearconv.cc, `column_sums_`). They are recovered from the fp32 result, exactly
+    up to 2^24 and to fp32's rounding beyond; what pairs lose is exact. A sum that does not fit is cut off at the end:
+    saturating instructions do that, and one that wraps around instead does more harm.
     """
 
     layer: LayerSpec
@@ -40,7 +37,7 @@ class Accumulator:
     low: int
     high: int
     is_paired: bool = False
-    geometry: tuple[Size, Size, Size, Size] | None = None
+    convolution: nn.Conv2d | None = None
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         """The layer's result as the accumulator leaves it. x: the rounded operand."""
@@ -68,13 +65,14 @@ class Accumulator:
 
     def _lost_in_pairs(self, x: Tensor, shape: torch.Size) -> Tensor:
         """What sums lose in saturated pairs: neighbouring inputs of a linear layer, neighbouring channels at one tap of
-        a convolution, as kernels with channels last pack them. Only pairs that can saturate are computed."""
+        a convolution, since channels come last in its columns. With an odd number of channels the last one of a tap
+        goes with the first one of the next (ONNX Runtime's im2col; oneDNN would pad it). Only pairs that can saturate
+        are computed."""
         codes = self.operand.codes(x).double()
         weight = self.weight.codes.double().flatten(1)
         taps = weight.shape[1] // self.weight.codes.shape[1]
-        first = torch.arange(weight.shape[1]).reshape(-1, taps)[0::2].flatten()
-        first = first[first + taps < weight.shape[1]]
-        pairs = torch.stack([first, first + taps])
+        packed = torch.arange(weight.shape[1]).reshape(-1, taps).T.flatten()
+        pairs = packed[: len(packed) // 2 * 2].reshape(-1, 2).T
         largest = largest_code(self.operand.format)
         risky = largest * weight[:, pairs].abs().sum(dim=1) > torch.iinfo(torch.int16).max
         lost = torch.zeros(shape, dtype=torch.float64)
@@ -82,18 +80,24 @@ class Accumulator:
             for channel in torch.nonzero(risky.any(dim=1))[:, 0].tolist():
                 lost[..., channel] = _saturation(codes, weight[channel], pairs[:, risky[channel]])
             return lost
-        flat = lost.flatten(2)
-        step = max(1, AT_ONCE // max(1, weight.shape[1] * flat.shape[2]))
+        flat, groups = lost.flatten(2), self.layer.groups
+        step = max(1, AT_ONCE // max(1, groups * weight.shape[1] * flat.shape[2]))
         for start in range(0, len(codes), step):
-            columns = self._columns(codes[start : start + step])  # (n, places, inputs)
+            columns = self._columns(codes[start : start + step])
+            columns = columns.reshape(*columns.shape[:2], groups, -1)  # (n, places, groups, inputs of one)
             for channel in torch.nonzero(risky.any(dim=1))[:, 0].tolist():
-                flat[start : start + step, channel] = _saturation(columns, weight[channel], pairs[:, risky[channel]])
+                read = columns[:, :, channel * groups // len(weight)]
+                flat[start : start + step, channel] = _saturation(read, weight[channel], pairs[:, risky[channel]])
         return flat.reshape(shape)
 
     def _columns(self, codes: Tensor) -> Tensor:
-        assert self.geometry is not None, "pairs of a convolution need its geometry"
-        shifted = codes - self.operand.zero_point  # padding is the zero-point, which unfold fills with 0
-        return functional.unfold(shifted, *self.geometry).movedim(1, -1) + self.operand.zero_point
+        conv, zero = self.convolution, self.operand.zero_point
+        assert conv is not None, "pairs of a convolution need its geometry"
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        # Zeros are the zero-point's code, so padding comes before it is added.
+        padded = functional.pad(codes - zero, conv._reversed_padding_repeated_twice, mode)
+        columns = functional.unfold(padded, _size(conv.kernel_size), _size(conv.dilation), 0, _size(conv.stride))
+        return columns.movedim(1, -1) + zero
 
 
 def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, numbers: Tuned, named: str) -> Accumulator:
@@ -101,7 +105,7 @@ def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, num
 
     named: `int32`, or `intN` with any other number of bits, or `int16-pairs`, whose pairs go into an int32.
     """
-    bits = _bits(named)
+    bits = accumulator_bits(named)
     stored = numbers.weights[layer.weight.key] if layer.weight is not None else None
     operand = numbers.quantizers.get((layer.name, 0))
     if not isinstance(stored, QuantizedWeight) or stored.format.group is not None or operand is None:
@@ -113,21 +117,18 @@ def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, num
     bias, limit = None if key is None else numbers.biases[key], 2 ** (bits - 1)
     if named != PAIRS:
         return Accumulator(layer, stored, operand, bias, -limit, limit - 1)
-    module, geometry = dict(model.named_modules()).get(layer.module), None
-    if layer.kind.startswith("conv"):
-        if not isinstance(module, nn.Conv2d) or module.groups != 1 or isinstance(module.padding, str):
-            raise InputError("pairs are simulated for plain 2-d convolutions", where=layer.name, got=layer.kind)
-        sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
-        kernel, dilation, padding, stride = ((int(size[0]), int(size[1])) for size in sizes)
-        geometry = kernel, dilation, padding, stride
-    return Accumulator(layer, stored, operand, bias, -limit, limit - 1, True, geometry)
+    module = dict(model.named_modules()).get(layer.module)
+    convolution = module if isinstance(module, nn.Conv2d) else None
+    if layer.kind != "linear" and (convolution is None or has_one_input_per_output(layer)):
+        raise InputError(
+            "the layer does not sum in pairs", where=layer.name, got=layer.kind,
+            expected="a linear layer or a 2-d convolution that is not depthwise",
+        )  # fmt: skip
+    return Accumulator(layer, stored, operand, bias, -limit, limit - 1, True, convolution)
 
 
-def _bits(named: str) -> int:
-    found = re.fullmatch(r"int(\d+)", named)
-    if named != PAIRS and (found is None or not 2 <= int(found[1]) <= 63):
-        raise InputError("unknown accumulator", got=named, expected=f"int32, intN with 2 to 63 bits, or {PAIRS}")
-    return 32 if found is None else int(found[1])
+def _size(of: tuple[int, ...]) -> tuple[int, int]:
+    return of[0], of[1]
 
 
 def _saturation(codes: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:

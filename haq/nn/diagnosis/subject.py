@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from haq.hardware.accumulators import accumulators_of
+from haq.hardware.profile import HardwareProfile
 from haq.nn.calibrate import Operand, calibrate
 from haq.nn.diagnosis.accumulators import accumulator_of
 from haq.nn.exportable import Exportable, how_quantized
@@ -77,9 +79,13 @@ class Subject:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def subject_of(what: Exportable) -> Subject:
-    """The network of a config as its search made it; calibrated again where its numbers were in a file."""
-    return Subject(what.model, what.workload, what.executed, what.numbers, _calibrated(what))
+def subject_of(what: Exportable, profile: HardwareProfile | None = None) -> Subject:
+    """The network of a config as its search made it; calibrated again where its numbers were in a file.
+
+    profile: of the target that sums its integers; absent, every sum fits.
+    """
+    narrow = {} if profile is None else accumulators_of(profile, what.workload, what.executed)
+    return Subject(what.model, what.workload, what.executed, what.numbers, _calibrated(what), accumulators=narrow)
 
 
 def _calibrated(what: Exportable) -> Calibrated | None:

@@ -114,7 +114,9 @@ def join_mismatch(f: Facts) -> Verdict:
 
 
 def error_accumulation(f: Facts) -> Verdict:
-    return "yes", f"4 bits run as `{f.runs[CONV, 4]}` in convolutions and as `{f.runs[LINEAR, 4]}` in Linear"
+    conv, linear = f.runs[CONV, 4], f.runs[LINEAR, 4]
+    where = "" if conv == linear else f" in convolutions and as `{linear}` in Linear"
+    return "yes", f"each layer that rounds adds its error; 4 bits run as `{conv}`{where}"
 
 
 def not_executed(f: Facts) -> Verdict:
@@ -126,15 +128,13 @@ def not_executed(f: Facts) -> Verdict:
             told.setdefault(f"`{asked}` runs as `{runs}`", []).append(kind)
         elif runs.weight.is_integer and not runs.activation.is_integer:
             told.setdefault(f"`{runs}` is storage", []).append(kind)
-    told = {text: kinds for text, kinds in told.items()}
     parts = [text if len(kinds) == len(PROBES) else f"{text} ({', '.join(kinds)})" for text, kinds in told.items()]
     return "yes", "; ".join(parts)
 
 
 def no_speedup(f: Facts) -> Verdict:
     if f.profile.fusion.convert == "fused":
-        same = "and 8 and 16 bits are read in one format" if not f.has_ranges else ""
-        return "hardly", f"converts are fused into their neighbours, {same}: only fp32 layers among others make edges"
+        return "hardly", "converts are fused into their neighbours; only fp32 layers among others change a format"
     cost_us = 1e6 * f.profile.overhead.kernel["convert"].si
     return "yes", f"a change of format is a kernel of its own, {cost_us:.1f} us before it moves a byte (modelled)"
 

@@ -61,7 +61,12 @@ def main() -> None:
 def read(folder: Path) -> list[Row]:
     """The rows of all networks that have any."""
     files = [folder / f"detection_{space}.csv" for space in SPACES]
-    return [row for file in files if file.is_file() for row in csv.DictReader(file.open())]
+    return [row for file in files if file.is_file() for row in table(file)]
+
+
+def table(file: Path) -> list[Row]:
+    """The rows of a CSV file with a header."""
+    return list(csv.DictReader(file.read_text().splitlines()))
 
 
 def planted_in(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

@@ -9,13 +9,12 @@ tests/test_failure_modes.py fails while the committed text is not what this writ
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from confusion import ALL, RESULTS, Row, is_measurable, is_pair, read, space_of
+from confusion import ALL, RESULTS, Row, is_measurable, is_pair, read, space_of, table
 from targets import APPLIES, PROBES, TARGETS, Facts, facts
 
 from haq.diagnose.detectors import COST_DETECTORS, DETECTORS, REPAIRS
@@ -80,8 +79,7 @@ def main() -> None:
 
 def document(results: Path) -> str:
     """The text. results: the folder of the detection runs and of rates.csv."""
-    rates = list(csv.DictReader((results / "rates.csv").open()))
-    rows, known = read(results), {target: facts(target) for target in TARGETS}
+    rates, rows, known = table(results / "rates.csv"), read(results), {target: facts(target) for target in TARGETS}
     parts = [INTRODUCTION, *overview(rates), *meanings(known)]
     for mode in REPAIRS:
         parts += section(mode, rates, rows, known)

@@ -234,6 +234,7 @@ def accumulation(axes: Axes, network: Network, mode: str) -> None:
     for evidence, colour, label in shown:
         outputs = [layer.output for layer in evidence.layers.values()]
         axes.plot([o.joint_sqnr_db for o in outputs if o is not None], "o-", markersize=3, color=colour, label=label)
+    axes.set_xticks(range(0, len(healthy.layers), 5))
     axes.set_xlabel("layer, in the order in which they run")
     axes.set_ylabel("joint SQNR, dB")
     axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=3)

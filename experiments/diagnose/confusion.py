@@ -159,7 +159,7 @@ def faults(row: Row) -> tuple[tuple[str, str, str, str], ...]:
     if row["target"] or is_healthy(row):
         return ()
     parts = (row[key].split(" + ") for key in ("modes", "layers", "strengths"))
-    return tuple((space_of(row), *fault) for fault in zip(*parts, strict=True))  # type: ignore[misc]
+    return tuple((space_of(row), *fault) for fault in zip(*parts, strict=True))
 
 
 def false_findings(rows: Sequence[Row], mode: str, network: str) -> dict[str, object]:

@@ -19,7 +19,7 @@ from haq.diagnose.strengths import STRENGTHS
 from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
-from haq.nn.diagnosis.bench import open_bench
+from haq.nn.diagnosis.bench import TorchBench, open_bench
 from haq.nn.diagnosis.look import look
 from haq.nn.diagnosis.sums import needs
 from haq.precision import Assignment
@@ -189,11 +189,11 @@ def degenerate(axes: Axes, network: Network, mode: str) -> None:
 def operator(axes: Axes, network: Network, mode: str) -> None:
     bits = (8, 5, 4, 3, 2, 1)
     bench, evidence = bench_of(network, network.subject)
-    healthy = np.mean(bench.measure(Change()).kl)
+    healthy = mean_nats(bench)
     for layer, colour in ((place(mode), RED), ("layer1.0.conv1", ORANGE), ("layer3.0.conv1", BLUE)):
         subjects = [planted(network, case(mode, layer, b)) for b in bits]
         benches = [open_bench(network.what, subject, network.samples, evidence)[0] for subject in subjects]
-        nats = [np.mean(bench.measure(Change()).kl) for bench in benches]
+        nats = [mean_nats(bench) for bench in benches]
         axes.plot(bits, np.maximum(np.array(nats) - healthy, 1e-6), "o-", color=colour, label=layer)
     axes.axvline(middle(mode), color=GREY, linestyle=":", linewidth=1.2)
     axes.set_yscale("log")
@@ -202,6 +202,12 @@ def operator(axes: Axes, network: Network, mode: str) -> None:
     axes.set_ylabel("loss, nats")
     axes.legend(frameon=False, fontsize=8)
     title(axes, mode, " (dotted)")
+
+
+def mean_nats(bench: TorchBench) -> float:
+    kl = bench.measure(Change()).kl
+    assert kl is not None, "a classifier shows its outputs"
+    return float(kl.mean())
 
 
 def join(axes: Axes, network: Network, mode: str) -> None:

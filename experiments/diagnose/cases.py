@@ -13,11 +13,11 @@ in its late place, planted in the order in which their networks change least: re
 
 Measurable. A fault of accuracy is measurable if, on the judged samples, it raises the mean KL divergence from FP32 over
 the healthy int8 network's by at least MEASURABLE_NATS with the paired 95 % interval above 0, or gives what is not
-finite. A fault of cost is measurable if it changes a modelled figure by at least MEASURABLE_SHARE: no-speedup the
-latency against the same network without the islands, not-executed the size or the latency against what was asked for
-where that can be modelled, else against the target's own 8-bit network. A pair is measurable if each of its faults is,
-alone. What is not measurable is published and left out of the rates. A case that cannot be planted (scaled weights
-beyond fp16) counts as not measurable.
+finite. A fault of cost is measurable if it costs MEASURABLE_SHARE of a modelled figure: no-speedup the latency against
+the same network without the islands, not-executed the size or the latency beyond what was asked for. What runs narrower
+than asked (fp32 in fp16 on mobile) costs neither; a diagnosis names it without an effect. A pair is measurable if each
+of its faults is, alone. What is not measurable is published and left out of the rates. A case that cannot be planted
+(scaled weights beyond fp16) counts as not measurable.
 
 Right. A finding is right if its mode is the case's and its layer one of `touched()`, or of cost one of those planted.
 """

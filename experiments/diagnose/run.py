@@ -128,10 +128,9 @@ def harm_of_cost(costs: CostEvidence, before: Assignment, mode: str) -> float:
     if mode == "no-speedup":
         healthy = estimate(costs.workload, before, costs.profile, batch=costs.batch).latency_ms
         return costs.now.latency_ms / healthy - 1
-    gaps = {gap.layer.name: gap.asked for gap in costs.gaps()}
-    sized = costs.saved_bytes(gaps) / costs.now.size_bytes
-    timed = 1 - costs.now.latency_ms / estimate(costs.workload, before, costs.profile, batch=costs.batch).latency_ms
-    return max(abs(sized), abs(timed))
+    gaps = list(costs.gaps())
+    sized = costs.saved_bytes({gap.layer.name: gap.asked for gap in gaps}) / costs.now.size_bytes
+    return max(sized, float(costs.as_asked_ms(gaps).sum()) / costs.now.latency_ms)
 
 
 def verdict(case: Case, found: Diagnosis, sets: list[tuple[str, ...]]) -> dict[str, Any]:

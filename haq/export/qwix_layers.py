@@ -38,9 +38,9 @@ GLUE = 16 * 2.0**-23
 class LayerGap:
     """How far a layer of the twin is from haq's, as shares of what arithmetic allows: above 1 it is another layer.
 
-    operand: of what reaches it when every layer before gave haq's result, from the number that haq rounded it to;
-    allowed are half a step of the operand's format and GLUE. result: of its result on haq's operands; allowed are one
-    step of its format and the float32 error of two sums of n products, (n + 4) 2^-23 of the products' magnitudes
+    operand: of what reaches it when every layer before gave haq's result: by how much it is further than half a step
+    from the number that haq rounded it to, over GLUE. result: by how much its result on haq's operands is further than
+    a step from haq's, over the float32 error of two sums of n products, (n + 4) 2^-23 of the products' magnitudes
     (Higham 2002, section 3.1; the 4 are the dequantized factors, the bias and the scale).
     """
 
@@ -66,9 +66,10 @@ def layer_gaps(run: QwixRun, what: Exportable, inputs: Inputs) -> tuple[LayerGap
         fed = [_as_jax(layer, q + 0.99 * (x - q)) for x, q in zip(operands, rounded, strict=True)]
         got = _as_torch(layer, call(*(fed or args), **kwargs))
         expected, fmt = result.reshape(got.shape), arithmetic(what.executed.precision(layer.name))
-        allowed = _step(expected, fmt) + _sum_error(what, layer, simulated, rounded, expected)
+        excess = (cast(got, fmt) - expected).abs() - _step(expected, fmt)
+        result_gap = _share(excess, _sum_error(what, layer, simulated, rounded, expected))
         operand_gap = _operand_gap(what, layer, operands[0], rounded[0]) if rounded else 0.0
-        gaps.append(LayerGap(layer.name, operand_gap, _share((cast(got, fmt) - expected).abs(), allowed)))
+        gaps.append(LayerGap(layer.name, operand_gap, result_gap))
         return _as_jax(layer, expected)
 
     with linen.intercept_methods(compared):
@@ -124,7 +125,7 @@ def _operand_gap(what: Exportable, layer: LayerSpec, x: Tensor, q: Tensor) -> fl
         half = x.abs().amax(-1, keepdim=True) / fmt.largest / 2
     else:
         half = _step(q, fmt) / 2
-    return _share((x - q).abs(), half + GLUE * q.abs().max())
+    return _share((x - q).abs() - half, GLUE * q.abs().max())
 
 
 def _step(x: Tensor, fmt: Format) -> Tensor:
@@ -148,9 +149,9 @@ def _sum_error(
     return (layer.gemm.k + 4) * 2.0**-23 * sums.detach()
 
 
-def _share(error: Tensor, allowed: Tensor) -> float:
-    """The largest share of what is allowed; where that is nothing, any error is infinitely much."""
-    return float(torch.where(error == 0, 0.0, error / allowed).max())
+def _share(excess: Tensor, allowed: Tensor) -> float:
+    """The largest share of what is allowed; where that is nothing, any excess is infinitely much."""
+    return float(torch.where(excess <= 0, 0.0, excess / allowed).max())
 
 
 def _as_torch(layer: LayerSpec, x: jax.Array) -> Tensor:

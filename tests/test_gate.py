@@ -106,6 +106,7 @@ def test_one_number_without_samples_has_no_interval() -> None:
         ({"scales": {("a", "operand 0"): (np.array(0.1), np.array(0.05))}},
          "layer a: scale of operand 0 differs from the config's by 0.5x"),
         ({"scales": {("a", "weight"): (np.ones(8), np.ones(1))}}, "layer a: scale is 1 numbers, the config's 8"),
+        ({"other_codes": {"a": (0, 8), "b": (3, 16)}}, "layer b: codes differ from the config's in 3 of 16 channels"),
     ],
 )  # fmt: skip
 def test_each_fault_has_its_sentence(change: dict[str, Any], fault: str) -> None:

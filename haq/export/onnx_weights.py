@@ -9,7 +9,6 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from haq.export.bias_room import scales_with_room
 from haq.export.onnx_draft import Draft
 from haq.export.onnx_operands import FLOAT, rounded
 from haq.export.onnx_values import floats, integers
@@ -17,6 +16,11 @@ from haq.nn.lsq import Stored
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import QuantizedWeight
 from haq.precision import Format, Precision
+
+LARGEST_BIAS_CODE = 2**30
+"""Above it a bias and the products that it is added to may leave 32 bits."""
+SMALLEST_UNIT = 1e-30
+"""Products of scales below it may vanish in fp32."""
 
 
 def weight(draft: Draft, key: str, stored: Stored, precision: Precision) -> str:
@@ -56,12 +60,18 @@ def integer_bias(draft: Draft, key: str, values: Tensor, weight: tuple[str, Quan
 
 
 def with_room_for(values: Tensor, weight: QuantizedWeight, scale: float) -> QuantizedWeight:
-    """The weight with larger scales where the bias would not fit 32 bits; codes of such channels become zero."""
+    """The weight with larger scales where the bias would not fit 32 bits, as ONNX Runtime's own quantizer does it.
+
+    That happens in channels that are all but dead: weights of 1e-10 beside a bias of 1 get a code of zero then, and
+    larger ones fewer codes. Half of the new step times an 8-bit operand is at most 255 / 2^31 of the bias, its last
+    digit in fp32: nothing is lost that the simulation has. `haq.verify.numbers` holds the file to that.
+    """
+    needed = np.abs(values.detach().double().numpy()) / (LARGEST_BIAS_CODE * scale)
+    needed = np.maximum(needed, SMALLEST_UNIT / scale)
     before = weight.scales.double().numpy()
-    after = scales_with_room(values.detach().double().numpy(), before, scale)
-    if bool(np.all(before >= after)):
+    if bool(np.all(before >= needed)):
         return weight
-    scales = torch.from_numpy(after).float()
+    scales = torch.from_numpy(np.maximum(before, needed)).float()
     share = torch.from_numpy(before).div(scales.double()).reshape(-1, *[1] * (weight.codes.dim() - 1))
     codes = torch.where(share == 1, weight.codes.double(), torch.round(weight.codes.double() * share))
     return replace(weight, codes=codes.to(weight.codes.dtype), scales=scales)

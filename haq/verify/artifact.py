@@ -71,6 +71,25 @@ class TellsMore(Protocol):
         """What a reader must know about how it was run, in one sentence each."""
 
 
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """The integers of a layer. weight: in the shape of the config's, or (channels, the rest).
+
+    bias: (channels,) where it is one of integers, in units of the product of the weight's scale and the operand's.
+    """
+
+    weight: NDArray[np.integer[Any]]
+    bias: NDArray[np.integer[Any]] | None = None
+
+
+@runtime_checkable
+class TellsCodes(Protocol):
+    """An artifact whose integers can be read back."""
+
+    def codes(self) -> Mapping[str, Codes]:
+        """Layer -> its integers, for layers with an integer weight."""
+
+
 Opener = Callable[[Path, Mapping[str, Any]], Artifact]
 """(file, config) -> the artifact; raises Broken where its runtime cannot open it."""
 

@@ -56,7 +56,8 @@ class Evidence:
     """All that was read off an artifact. Precisions are by layer.
 
     realised: as stored in the file, None where the file does not tell. arithmetic: what the runtime multiplies in where
-    that is known. scales: (layer, which) -> (the config's, the artifact's).
+    that is known. scales: (layer, which) -> (the config's, the artifact's). other_codes: layer -> (channels whose codes
+    are not the config's, channels).
     """
 
     file_bytes: int
@@ -68,4 +69,5 @@ class Evidence:
     latency: Latency | None = None
     arithmetic: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
+    other_codes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -72,6 +72,7 @@ def judge(found: Evidence, limits: Limits) -> Gate:
         *(() if found.latency is None else (_latency(found.latency, limits),)),
         _precision(found),
         *_scales(found),
+        *_codes(found),
         *_wider(found),
     )
     return Gate(lines, found.notes)
@@ -207,6 +208,20 @@ def _scales(found: Evidence) -> tuple[Line, ...]:
     values = {"compared": len(found.scales)}
     measured = f"{len(found.scales) - len(faults)} of {len(found.scales)} as in the config"
     return (Line("scales", measured, "read back from the artifact", "all", not faults, values, tuple(faults)),)
+
+
+def _codes(found: Evidence) -> tuple[Line, ...]:
+    """Whether the integers that the artifact stores are the config's."""
+    if not found.other_codes:
+        return ()
+    faults = tuple(
+        f"layer {layer}: codes differ from the config's in {other} of {channels} channels"
+        for layer, (other, channels) in found.other_codes.items()
+        if other
+    )
+    compared = len(found.other_codes)
+    measured = f"{compared - len(faults)} of {compared} layers as in the config"
+    return (Line("codes", measured, "read back from the artifact", "all", not faults, {"compared": compared}, faults),)
 
 
 def _wider(found: Evidence) -> tuple[Line, ...]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from haq.errors import InputError
-from haq.export.bias_room import scales_with_room
 from haq.nn.exportable import Exportable
-from haq.nn.lsq import Stored
 from haq.nn.metrics import METRICS, Outputs
-from haq.nn.quantizers import QuantizedWeight
 from haq.nn.subset import cut_split
 from haq.nn.task import HasOutputs, Inputs, Task, batch_size, first_samples, forward, logits_of
-from haq.nn.tuned import bias_key
 from haq.quality import AGREEMENT, LOSS, TOP1, main_metric
 from haq.verify.artifact import Artifact, TellsMore
-from haq.verify.evidence import SAME_SCALE, Answers, Evidence, Latency
+from haq.verify.evidence import Answers, Evidence, Latency
+from haq.verify.numbers import Numbers, numbers
 
 CHECKED_BATCHES = 4
 """Batches of calibration data whose outputs are compared where a task does not show the outputs on its splits."""
@@ -43,6 +38,7 @@ def measure(artifact: Artifact, what: Exportable, how: How) -> Evidence:
     task = what.task if how.samples is None else cut_split(what.task, how.split, how.samples, where="--samples")
     sizes, tells = artifact.size_bytes(), artifact if isinstance(artifact, TellsMore) else None
     metrics = what.config.get("metrics", {})
+    held = Numbers({}, {}) if tells is None else numbers(tells, what)
     return Evidence(
         file_bytes=sizes.file_bytes,
         initializer_bytes=sizes.initializer_bytes,
@@ -52,7 +48,8 @@ def measure(artifact: Artifact, what: Exportable, how: How) -> Evidence:
         realised=artifact.realised(),
         latency=_latency(artifact, what, task, how.repeats),
         arithmetic={} if tells is None else tells.arithmetic(),
-        scales={} if tells is None else dict(compared_scales(tells, what)),
+        scales=held.scales,
+        other_codes=held.other_codes,
         notes=() if tells is None else tells.notes(),
     )
 
@@ -121,51 +118,3 @@ def _batch_of(task: Task, batch: int) -> Inputs:
     if isinstance(inputs, dict):
         return first_samples({name: torch.cat([tensor] * repeats) for name, tensor in inputs.items()}, batch)
     return first_samples(tuple(torch.cat([tensor] * repeats) for tensor in inputs), batch)
-
-
-Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def compared_scales(artifact: TellsMore, what: Exportable) -> Iterator[tuple[tuple[str, str], Pair]]:
-    """(layer, which) -> the config's scales and the artifact's, wherever both are known.
-
-    In channels that are all but dead a larger scale is right as well, the one with which the bias fits 32 bits.
-    """
-    asked, roomy = dict(_asked_scales(what)), dict(_with_room(what))
-    for key, got in artifact.scales().items():
-        if key in asked:
-            one, found = asked[key].reshape(-1), _in_order(got, asked[key]).reshape(-1)
-            if key in roomy and found.size == one.size:
-                one = np.where(np.isclose(found, roomy[key], rtol=SAME_SCALE, atol=0.0), roomy[key], one)
-            yield key, (one, found)
-
-
-def _asked_scales(what: Exportable) -> Iterator[tuple[tuple[str, str], NDArray[np.float64]]]:
-    for layer in what.workload.layers:
-        stored: Stored | None = None if layer.weight is None else what.numbers.weights.get(layer.weight.key)
-        if isinstance(stored, QuantizedWeight):
-            yield (layer.name, "weight"), stored.scales.double().numpy()
-    for (name, index), quantizer in what.numbers.quantizers.items():
-        yield (name, f"operand {index}"), np.asarray(quantizer.scale, dtype=np.float64)
-
-
-def _with_room(what: Exportable) -> Iterator[tuple[tuple[str, str], NDArray[np.float64]]]:
-    """(layer, `weight`) -> the scales with which the layer's bias fits 32 bits."""
-    for layer in what.workload.layers:
-        key, quantizer = bias_key(what.model, layer), what.numbers.quantizers.get((layer.name, 0))
-        stored = None if layer.weight is None else what.numbers.weights.get(layer.weight.key)
-        if (
-            isinstance(stored, QuantizedWeight)
-            and stored.scales.dim() == 1
-            and key is not None
-            and quantizer is not None
-        ):
-            bias = what.numbers.biases[key].double().numpy()
-            yield (layer.name, "weight"), scales_with_room(bias, stored.scales.double().numpy(), quantizer.scale)
-
-
-def _in_order(got: NDArray[np.float64], asked: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The artifact's scales as the config orders them: a file may hold one for all, or those of groups transposed."""
-    if got.size == 1 or got.ndim != 2 or got.size != asked.size:
-        return got
-    return min((got, got.T), key=lambda one: float(np.abs(one.reshape(-1) - asked.reshape(-1)).max()))

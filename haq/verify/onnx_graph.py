@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from haq.precision import FORMATS, Format, Precision
+from haq.verify.artifact import Codes
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Einsum"})
 """Ops that a layer is, as it is written."""
@@ -27,6 +29,8 @@ TYPES: Mapping[int, str] = {
     TensorProto.BFLOAT16: "bf16", TensorProto.FLOAT: "fp32",
 }  # fmt: skip
 """Element type -> format."""
+
+INTEGERS = frozenset({TensorProto.INT32, *(data_type for data_type, name in TYPES.items() if name.startswith("int"))})
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,23 @@ class Graph:
                 name, index = f"operand {index}", index + 1
             if operand.scale is not None:
                 yield name, operand.scale
+
+    def codes(self, node: NodeProto) -> Codes | None:
+        """The integers of the node's weight and bias; None where its weight is none of integers."""
+        roots = [operand.root for operand in self._operands(node) if operand.root is not None]
+        weight = self._integers(roots[0]) if roots else None
+        if weight is None:
+            return None
+        added = self.producers.get(node.input[2]) if len(node.input) > 2 else None
+        is_integer = added is not None and added.op_type == "DequantizeLinear"
+        return Codes(weight, self._integers(added.input[0]) if added is not None and is_integer else None)
+
+    def _integers(self, name: str) -> NDArray[np.integer[Any]] | None:
+        tensor = self.initializers.get(name)
+        if tensor is None or tensor.data_type not in INTEGERS:
+            return None
+        values = numpy_helper.to_array(tensor)
+        return values if tensor.data_type not in (TensorProto.INT4, TensorProto.UINT4) else values.astype(np.int8)
 
     def _operands(self, node: NodeProto) -> list[Operand]:
         """What the node multiplies: the table of a look-up, else its first two inputs."""

@@ -22,7 +22,7 @@ from haq.measure.machine import Machine, this_machine
 from haq.measure.ort import PROVIDERS, REFUSED, session
 from haq.nn.task import Inputs
 from haq.precision import Assignment, Precision
-from haq.verify.artifact import CONFIG_KEY, Broken, Sizes
+from haq.verify.artifact import CONFIG_KEY, Broken, Codes, Sizes
 from haq.verify.onnx_graph import Graph, initializer_bytes
 from haq.verify.onnx_optimized import arithmetic
 
@@ -88,6 +88,11 @@ class OnnxArtifact:
     def scales(self) -> Mapping[tuple[str, str], NDArray[np.float64]]:
         nodes = self._graph.layer_nodes(self._asked)
         return {(layer, which): s for layer, node in nodes.items() for which, s in self._graph.scales(node)}
+
+    def codes(self) -> Mapping[str, Codes]:
+        nodes = self._graph.layer_nodes(self._asked)
+        found = {layer: self._graph.codes(node) for layer, node in nodes.items()}
+        return {layer: codes for layer, codes in found.items() if codes is not None}
 
     def latency_ms(self, inputs: Inputs, repeats: int) -> tuple[float, ...]:
         """In the default mode, which is the faster one."""

@@ -232,3 +232,15 @@ def test_a_healthy_uniform_network_has_no_cost_findings(target, bits):
     net = workload_of(load_space("mnist_resnet18"))
     costs = costs_of(net, target, bits)
     assert not [s for s in (*not_executed.detect(costs), *no_speedup.detect(costs)) if s.effect is not None]
+
+
+def many_islands(count, of=16):
+    """Every other layer of a chain of equal linear layers in int8, the rest fp32: each int8 one saves a little."""
+    names = [f"l{i}" for i in range(of)]
+    nodes, source = [], "x"
+    for name in names:
+        nodes.append(linear(name, source, 256, 256, rows=64))
+        source = name
+    net = Workload("many", (("x", (64, 256)),), tuple(nodes), (source,))
+    bits = {name: 8 if i % 2 and i < 2 * count else 32 for i, name in enumerate(names)}
+    return net, bits

@@ -35,7 +35,11 @@ THRESHOLD_SHARE = 0.0
 
 
 def detect(evidence: Evidence) -> Iterator[Suspicion]:
-    """Layers in 16-bit floats that overflow there, or keep less than half of the format's bits."""
+    """Layers in 16-bit floats that overflow there, or keep less than half of the format's bits.
+
+    Where FP32's numbers would all fit and the quantized network's do not, the first layer that gives such a number.
+    """
+    broken = _first_broken(evidence)
     for name, layer in evidence.layers.items():
         fmt = layer.precision.compute
         if fmt.name not in PRECISION_BITS or layer.output is None:
@@ -51,11 +55,24 @@ def detect(evidence: Evidence) -> Iterator[Suspicion]:
                 MODE, name, "overflow_share", beyond, THRESHOLD_SHARE, math.inf, text, change, layers=(name,)
             )
             continue
+        if name == broken:
+            text = f"{layer.output.not_finite:,} numbers that {name} gives are none in {fmt}, though FP32's would fit"
+            yield Suspicion(
+                MODE, name, "not_finite", layer.output.not_finite, THRESHOLD_SHARE, math.inf, text, change,
+                layers=(name,),
+            )  # fmt: skip
+            continue
         least, worst = precision_db(fmt), _signal_db(layer)
         if worst < least:
             lost = max(layer.output.underflow_share, *(o.underflow_share for o in layer.operands), 0.0)
             text = f"{fmt} leaves {name} {worst:.1f} dB of {least * 2:.0f}; {lost:.2%} of its numbers become zero there"
             yield Suspicion(MODE, name, "signal_db", worst, least, noise(worst), text, change, layers=(name,))
+
+
+def _first_broken(evidence: Evidence) -> str | None:
+    """The first layer whose results are no numbers; those behind it only pass them on."""
+    outputs = ((name, layer.output) for name, layer in evidence.layers.items())
+    return next((name for name, output in outputs if output is not None and output.not_finite), None)
 
 
 def precision_db(fmt: Format) -> float:

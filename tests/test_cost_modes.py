@@ -232,3 +232,33 @@ def test_a_healthy_uniform_network_has_no_cost_findings(target, bits):
     net = workload_of(load_space("mnist_resnet18"))
     costs = costs_of(net, target, bits)
     assert not [s for s in (*not_executed.detect(costs), *no_speedup.detect(costs)) if s.effect is not None]
+
+
+def many_islands(count, of=17):
+    """Linear layers in fp16, `count` of them in int8, each between two fp16 ones."""
+    names = [f"l{i}" for i in range(of)]
+    nodes = tuple(linear(name, source, 256, 256, rows=64) for name, source in zip(names, ["x", *names], strict=False))
+    bits = {name: 8 if i % 2 and i < 2 * count else 16 for i, name in enumerate(names)}
+    return Workload("many", (("x", (64, 256)),), nodes, (names[-1],)), bits
+
+
+def test_islands_too_small_for_a_word_each_are_one_finding():
+    net, bits = many_islands(8)
+    costs = costs_of(net, machine(kernel_us=0.9, convert="kernel"), bits)
+    narrow = tuple(name for name in bits if bits[name] == 8)
+    # Two kernels that convert 64 x 256 numbers between fp16 and int8, against 8.4 M operations at 4 and not 2 TOP/s.
+    operations, numbers = 2 * 64 * 256 * 256, 64 * 256
+    each_s = 2 * (0.9e-6 + numbers * (2 + 1) / GB_S) - (operations / 2e12 - operations / 4e12)
+    assert 0 < 1e3 * each_s < 0.01 * costs.now.latency_ms
+    (found,) = no_speedup.detect(costs)
+    assert sorted(found.layers) == sorted(narrow)
+    assert found.effect.latency_ms == pytest.approx(8 * 1e3 * each_s)
+    wide = Assignment.of({**costs.executed, **dict.fromkeys(narrow, Precision.parse("fp16/fp16"))})
+    saved_ms = costs.now.latency_ms - estimate(net, wide, costs.profile, batch=1).latency_ms
+    assert found.effect.latency_ms == pytest.approx(saved_ms)
+    assert found.effect.size_bytes == costs.now.size_bytes - size_bytes(net, wide)
+
+
+def test_a_single_small_island_is_worth_no_word():
+    net, bits = many_islands(1)
+    assert not list(no_speedup.detect(costs_of(net, machine(kernel_us=0.9, convert="kernel"), bits)))

@@ -272,6 +272,7 @@ class Adding:
 @pytest.mark.parametrize(("is_coherent", "adds_up"), [(True, True), (False, False)])
 def test_errors_add_up_where_together_they_lose_twice_what_they_lose_alone(is_coherent, adds_up) -> None:
     # Three layers lose 9 units together and 3 alone if their errors agree, 3 and 3 if they do not.
-    (suspicion,) = accumulated(*(off(name, 0.9) for name in "abc"))
+    seen = evidence("int8/int8", tuple(off(name, 0.9) for name in "abc"))
+    (suspicion,) = error_accumulation.detect(seen)
     raised = Change(raised=tuple((layer, FP32) for layer in Adding.layers))
-    assert error_accumulation.adds_up(Adding(is_coherent), suspicion, Change(), raised) == adds_up
+    assert error_accumulation.adds_up(Adding(is_coherent), seen, suspicion, Change(), raised) == adds_up

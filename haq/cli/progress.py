@@ -69,7 +69,7 @@ class _Pace:
     def left(self, done: int, total: int) -> str:
         """`12 s left`, or nothing before anything is done."""
         now = time.monotonic()
-        if self._start_s is None or not total:
+        if self._start_s is None or not total or not done:
             self._start_s = now
             return ""
         return f"{duration((now - self._start_s) / done * (total - done))} left" if done and done < total else ""
@@ -86,7 +86,7 @@ class _StepLog:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now, left = time.monotonic(), self._pace.left(done, total)
-        if not total or (what == self._what and now - self._last_s < LOG_EVERY_S):
+        if not done or not total or (what == self._what and now - self._last_s < LOG_EVERY_S):
             return
         self._last_s, self._what = now, what
         click.echo(f"{what} {done}/{total}{', ' + left if left else ''}", err=True)

@@ -19,13 +19,13 @@ batch-norm re-estimation does, Peters et al. 2023); then reconstruction of the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from haq.diagnose.effects import regained, size
+from haq.diagnose.effects import is_measured, regained, size
 from haq.diagnose.evidence import Evidence, LayerEvidence, OutputEvidence
-from haq.diagnose.finding import Bench, Change, Repair, Suspicion
+from haq.diagnose.finding import Bench, Change, Effect, Repair, Suspicion
 from haq.diagnose.ranges import DB_PER_BIT, noise
 
 MODE = "error-accumulation"
@@ -71,22 +71,38 @@ def drift(output: OutputEvidence) -> float:
     return float(np.mean((gain - 1) ** 2 + shift**2)) if len(gain) else 0.0
 
 
-def adds_up(bench: Bench, evidence: Evidence, suspicion: Suspicion, base: Change, raised: Change) -> bool:
+def adds_up(
+    bench: Bench,
+    evidence: Evidence,
+    suspicion: Suspicion,
+    base: Change,
+    raised: Change,
+    tell: Callable[[int], None] = lambda left: None,
+) -> bool:
     """Whether the suspected layers together lose twice what they lose alone, every other layer in FP32.
 
     Of layers that are off by a mere factor it is known without measuring that their errors point the same way.
-    base: what is undone already. raised: all layers in FP32.
+    base: what is undone already. raised: all layers in FP32. tell: hears after each measurement how many are left at
+    most; they end as soon as the layers measured so far lose too much alone.
     """
-    inside = set(suspicion.layers)
-    if inside == set(off_by_a_factor(evidence)):
+    if set(suspicion.layers) == set(off_by_a_factor(evidence)):
         return True
     exact = bench.measure(raised)
 
-    def lost(kept: set[str]) -> float:
+    def lost(kept: tuple[str, ...]) -> Effect:
         others = tuple((layer, precision) for layer, precision in raised.raised if layer not in kept)
-        return max(size(regained(bench.measure(base | Change(raised=others)), exact)), 0.0)
+        return regained(bench.measure(base | Change(raised=others)), exact)
 
-    return lost(inside) >= THRESHOLD_RATIO * sum(lost({layer}) for layer in inside)
+    together, alone, left = lost(suspicion.layers), 0.0, len(suspicion.layers)
+    tell(left)
+    if not is_measured(together):
+        return False
+    for layer in suspicion.layers:
+        alone, left = alone + max(size(lost((layer,))), 0.0), left - 1
+        tell(left)
+        if THRESHOLD_RATIO * alone > size(together):
+            return False
+    return True
 
 
 def _alone(layer: LayerEvidence) -> float:

@@ -52,7 +52,8 @@ def diagnose(
         if case.unexplained(lost) > UNEXPLAINED:
             shares = localize(bench, case.accepted, bench.layers, tell=case.tell)
             culprits = [layer for layer, effect in shares.layers.items() if is_measured(effect)]
-            case.try_all([s for s in local if s.layer in culprits and not case.tried(s)], "layers found")
+            # Those tried before as well: what masked them is undone by now.
+            case.try_all([s for s in local if s.layer in culprits and not case.is_found(s)], "layers found")
             left = size(case.left())
             case.try_all(sensitive_operator.judge(shares, left, case.explained_layers), "operators")
     priced = [] if costs is None else [s for detect in COST_DETECTORS.values() for s in detect(costs)]
@@ -85,7 +86,6 @@ class _Case:
 
     def __init__(self, bench: Bench, evidence: Evidence, progress: Progress | None) -> None:
         self._bench, self._evidence, self._progress = bench, evidence, progress
-        self._alone: dict[int, Effect] = {}
         self._spent = 0
         self.findings: list[Finding] = []
         self.accepted = Change()
@@ -95,8 +95,8 @@ class _Case:
         """Those in which a cause was proved."""
         return frozenset(layer for f in self.findings for layer in (f.layer, *f.suspicion.layers) if layer)
 
-    def tried(self, suspicion: Suspicion) -> bool:
-        return id(suspicion) in self._alone
+    def is_found(self, suspicion: Suspicion) -> bool:
+        return any(finding.suspicion is suspicion for finding in self.findings)
 
     def left(self) -> Effect:
         """What is still lost with all causes undone that were proved."""
@@ -104,9 +104,11 @@ class _Case:
 
     def adds_up(self, suspicion: Suspicion) -> bool:
         """Whether the suspected layers lose more together than alone, measured without all others."""
-        self.tell("accumulation", len(suspicion.layers) + 1)
         raised = Change(raised=tuple((layer, self._bench.widest(layer)) for layer in self._bench.layers))
-        return error_accumulation.adds_up(self._bench, self._evidence, suspicion, self.accepted, raised)
+        return error_accumulation.adds_up(
+            self._bench, self._evidence, suspicion, self.accepted, raised,
+            lambda left: self.tell("accumulation", left),
+        )  # fmt: skip
 
     def unexplained(self, lost: Effect) -> float:
         """The share of the loss that is still there; 0 once it is too little to be measured."""
@@ -117,8 +119,10 @@ class _Case:
         """Undo each cause on top of those accepted; accept, best first, those that regain something there."""
         candidates = [s for s in suspicions if s.change is not None]
         while candidates:
-            effects = [self._on_top(s) for s in candidates]
-            self.tell(what, len(candidates))
+            effects = []
+            for i, candidate in enumerate(candidates):
+                effects.append(self._on_top(candidate))
+                self.tell(what, len(candidates) - i - 1)
             best = max(range(len(candidates)), key=lambda i: (size(effects[i]), -i))
             if not is_measured(effects[best], FLOOR_NATS):
                 return
@@ -130,15 +134,13 @@ class _Case:
                 s for s, effect in zip(candidates, effects, strict=True) if s is not suspicion and is_measured(effect)
             ]
 
-    def tell(self, what: str, more: int) -> None:
-        """Say how far it is."""
-        self._spent += more
+    def tell(self, what: str, left: int) -> None:
+        """Say that one more is measured, and how many of this kind are left."""
+        self._spent += 1
         if self._progress is not None:
-            self._progress(what, self._spent, max(self._spent, 2 * BUDGET))
+            self._progress(what, self._spent, self._spent + left)
 
     def _on_top(self, suspicion: Suspicion) -> Effect:
         assert suspicion.change is not None
         base = self._bench.measure(self.accepted)
-        effect = regained(base, self._bench.measure(self.accepted | suspicion.change))
-        self._alone.setdefault(id(suspicion), effect)
-        return effect
+        return regained(base, self._bench.measure(self.accepted | suspicion.change))

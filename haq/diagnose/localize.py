@@ -31,14 +31,14 @@ def localize(
     *,
     least: float = FLOOR_NATS,
     most: int = 48,
-    tell: Callable[[str, int], None] = lambda what, more: None,
+    tell: Callable[[str, int], None] = lambda what, left: None,
 ) -> Shares:
     """The layers whose raising to FP32 regains a measurable part of what is lost with the change `base`.
 
     A block that regains nothing is not looked into, so that k bad layers among n take about 2 k log2(n / k)
     measurements (Dorfman 1943, with halves in place of single tests: Hwang 1972). least: what counts, in nats; most:
     measurements. The most promising part is cut first, so that what is left out at the end matters least. tell:
-    hears of every measurement.
+    hears after every measurement how many are left, as far as it is known.
     """
     before, found, spent = bench.measure(base), {}, 0
     size_of_block = max(1, -(-len(layers) // BLOCKS))
@@ -50,11 +50,11 @@ def localize(
             raised = tuple((layer, bench.widest(layer)) for layer in part)
             effect = regained(before, bench.measure(base | Change(raised=raised)))
             spent += 1
-            tell("group testing", 1)
             if len(part) == 1:
                 found[part[0]] = effect
             elif is_measured(effect, least):
                 ranked.append((size(effect), part))
+            tell("group testing", min(len(waiting) + 2 * len(ranked), most - spent))
             continue
         ranked.sort(key=lambda entry: entry[0])
         _, part = ranked.pop()

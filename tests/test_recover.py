@@ -130,6 +130,20 @@ def test_a_rung_that_does_not_help_is_learned_and_left():
     assert [str(p) for _, p in found.after.change.raised] == ["fp16/fp16"]
 
 
+def test_what_overflows_in_fp16_takes_bf16_at_no_price_and_what_bf16_does_not_cure_takes_fp32():
+    _, options = case((256,) * 4, ("int8/int8", "fp16/fp16", "int8/int8"), (0.01,) * 3, "reference")
+    assert [str(rung["l1"]) for rung in options.rungs[1]] == ["fp16/fp16", "bf16/bf16", "fp32/fp32"]
+    assert [str(rung["l0"]) for rung in options.rungs[0]] == ["int8/int8", "fp16/fp16", "fp32/fp32"]
+    for cured, expected in (({"bf16", "fp32"}, "bf16/bf16"), ({"fp32"}, "fp32/fp32")):
+        fresh, _ = case((256,) * 4, ("int8/int8", "fp16/fp16", "int8/int8"), (0.01,) * 3, "reference")
+        fresh.lost = lambda layer, p, cured=cured: 0.5 if layer == "l1" and p.activation.name not in cured else 0.001
+        found = recover(fresh, diagnosis(), options, Limits(1.0))
+        assert [(layer, str(p)) for layer, p in found.after.change.raised] == [("l1", expected)]
+        assert price_of(options, levels_of(options, found.after.change)) == pytest.approx(
+            0.0 if expected == "bf16/bf16" else price_of(options, (0, 2, 0))
+        )
+
+
 def test_free_repairs_come_first_and_those_without_effect_are_in_vain():
     clip, bias, useless = Repair("clip", "l0"), Repair("bias", "l1"), Repair("rescale", "l2")
     bench, options = case((64, 64, 64, 64), ("int8/int8",) * 3, (0.3, 0.2, 0.1), undone={clip: 0.3, bias: 0.15})

@@ -25,15 +25,17 @@ from haq.techniques import DEFAULT_STACK
 FORMATS = {"fp32": "fp32/fp32", "fp16": "fp16/fp16", "int8": "int8/int8"}
 
 
-def config_of(bundle: Bundle, target: str, executed: Assignment) -> dict[str, Any]:
-    """A `haq.config/v1` of an assignment with the default techniques."""
+def config_of(
+    bundle: Bundle, target: str, executed: Assignment, stack: tuple[str, ...] = DEFAULT_STACK
+) -> dict[str, Any]:
+    """A `haq.config/v1` of an assignment, with the default techniques unless told otherwise."""
     return {
         "schema": "haq.config/v1",
         "id": executed.signature[:12],
         "model": {"model": bundle.name, "weights_hash": bundle.weights_hash},
         "target": {"name": target},
         "layers": executed.to_json(),
-        "quantization": {"ptq": list(DEFAULT_STACK), "observer": "mse"},
+        "quantization": {"ptq": list(stack), "observer": "mse"},
         "metrics": {},
         "provenance": {"data_hash": bundle.data_hash},
     }
@@ -58,12 +60,12 @@ def open_network(space: str, judged: int) -> Network:
     return Network(space, bundle, what, subject_of(what), cut(bundle.task, judged=judged))
 
 
-def version(bundle: Bundle, precision: Precision) -> Exportable:
+def version(bundle: Bundle, precision: Precision, stack: tuple[str, ...] = DEFAULT_STACK) -> Exportable:
     """The network with one precision throughout; where a layer has no such form, what `reference` runs instead."""
     workload = trace(fold_batch_norm(bundle.model, bundle.example), bundle.example, name=bundle.name)
     asked = Assignment.uniform(workload.layer_names, precision)
     executed = legalize(workload, asked, load_profile("reference")).executed
-    return exportable(config_of(bundle, "reference", executed), bundle, Path("config.json"))
+    return exportable(config_of(bundle, "reference", executed, stack), bundle, Path("config.json"))
 
 
 def planted(network: Network, case: Case) -> Subject:

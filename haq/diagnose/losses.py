@@ -34,7 +34,9 @@ class Known:
 
 
 def predicted(options: Pricing, known: Known) -> Floats:
-    """(groups, levels) of losses that add up to the total as it runs now; infinite where there is no such level.
+    """(groups, levels) of losses that add up to the total as it runs now.
+
+    Infinite where there is no such level, or nothing to expect of it.
 
     A group of which nothing is known takes its part of what the others leave unexplained, by its rounding noise. A
     wider rung loses 4^-(bits more) of its group's loss until it was measured.
@@ -52,7 +54,8 @@ def predicted(options: Pricing, known: Known) -> Floats:
         share = noise / noise[0] if noise[0] > 0 else np.ones(len(noise))
         for level in range(len(noise)):
             share[level] = known.left.get((group, level), share[level])
-        table[group, : len(noise)] = own[group] * share
+        possible = np.flatnonzero(np.isfinite(share))
+        table[group, possible] = own[group] * share[possible]
     return table
 
 

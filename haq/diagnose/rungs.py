@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,14 @@ from haq.hardware.entries import BASE, fill_levels
 from haq.hardware.groupterms import terms_of
 from haq.hardware.legalize import executable, execution, meaning
 from haq.hardware.schema import HardwareProfile
-from haq.precision import BIT_WIDTHS, Assignment, Format, Precision
+from haq.precision import BIT_WIDTHS, FORMATS, Assignment, Format, Precision
 from haq.scaling import PLAIN, Scaling
 from haq.space import build_space
 from haq.terms import Floats, GroupTerms
 from haq.trust import Trust
 from haq.workload import LayerSpec, Workload
+
+FP16, BF16 = Precision(FORMATS["fp16"], FORMATS["fp16"]), Precision(FORMATS["bf16"], FORMATS["bf16"])
 
 Rung = Mapping[str, Precision]
 """What every layer of a group runs in at one level."""
@@ -34,7 +37,9 @@ class Pricing:
     """What may be raised on a target, and what that costs. A point is one level per group; 0 is as it runs now.
 
     groups: layer names, every layer in one. rungs: per group, ascending; the last is the widest that the target
-    executes (decision 16). noise: per group, (levels,) the rounding noise to expect. terms: exact, converts included.
+    executes (decision 16). noise: per group, (levels,) the rounding noise to expect, infinite where nothing is to be
+    expected of a rung: bf16 in place of fp16 rounds more coarsely and cures overflow alone, which a trial shows. terms:
+    exact, converts included.
     """
 
     target: str
@@ -112,10 +117,7 @@ def pricing(
     )
     entries = fill_levels(workload, profile, batch, by_layer)
     terms = terms_of(entries, batch, [group_of[name] for name in specs], [range(len(each)) for each in rungs])
-    noise = tuple(
-        np.array([sum(expected_noise(specs[name], precision) for name, precision in rung.items()) for rung in each])
-        for each in rungs
-    )
+    noise = tuple(np.array([_noise(specs, rung, each[0]) for rung in each]) for each in rungs)
     return Pricing(profile.name, batch, Trust.of(profile), chosen, rungs, noise, terms)
 
 
@@ -126,6 +128,12 @@ def expected_noise(layer: LayerSpec, precision: Precision) -> float:
     return noise if layer.kind == "embedding" else noise + 4.0 ** -_effective_bits(precision.activation)
 
 
+def _noise(specs: Mapping[str, LayerSpec], rung: Rung, now: Rung) -> float:
+    if any(precision == BF16 and now[name] == FP16 for name, precision in rung.items()):
+        return math.inf
+    return sum(expected_noise(specs[name], precision) for name, precision in rung.items())
+
+
 @dataclass(frozen=True)
 class _Climb:
     profile: HardwareProfile
@@ -133,8 +141,13 @@ class _Climb:
     only_floats: bool
 
     def rungs(self, layers: Sequence[LayerSpec], executed: Assignment) -> tuple[Rung, ...]:
-        """What the group runs in now, then what each bit-width means, as far as it is wider; the widest last."""
-        found: list[Rung] = [{layer.name: executed.precision(layer.name) for layer in layers}]
+        """What the group runs in now, bf16 for what is fp16, then what each bit-width means, as far as it is wider.
+
+        The widest is last.
+        """
+        now = {layer.name: executed.precision(layer.name) for layer in layers}
+        farther = {layer.name: self._farther(layer, now[layer.name]) for layer in layers}
+        found: list[Rung] = [now, farther] if farther != now else [now]
         for bits in BIT_WIDTHS:
             below = found[-1]
             rung = {layer.name: self._above(layer, below[layer.name], bits) for layer in layers}
@@ -142,6 +155,10 @@ class _Climb:
                 found.append(rung)
         # A network that runs in something narrower than 4 bits mean has one rung too many for the table.
         return (found[0], *found[1:][-(BASE - 1) :])
+
+    def _farther(self, layer: LayerSpec, now: Precision) -> Precision:
+        """fp32's range in as many bits."""
+        return BF16 if now == FP16 and BF16 in executable(self.profile, layer) else now
 
     def _above(self, layer: LayerSpec, below: Precision, bits: int) -> Precision:
         option = execution(self.profile, layer, meaning(self.profile, layer, bits, self.scaling))[0]

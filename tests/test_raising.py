@@ -163,7 +163,7 @@ def test_a_network_that_is_not_finite_in_fp32_cannot_be_judged() -> None:
     bad = ClassificationTask({"search": (Batch((x,), search.labels),)}, what.task.calibration(), "7")
     data = replace(cut(what.task, looked=8), judged=bad)
     bench, _ = open_bench(what, subject_of(what), data)
-    with pytest.raises(InputError, match="not finite in FP32.*1 of 32 samples"):
+    with pytest.raises(InputError, match=r"not finite in FP32.*1 of 32 samples"):
         bench.fp32()
 
 

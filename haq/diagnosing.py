@@ -86,7 +86,7 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     from haq.nn.diagnosis.bench import cut, open_bench
     from haq.nn.diagnosis.subject import subject_of
 
-    subject = subject_of(what)
+    subject = subject_of(what, profile)
     assert what.task is not None, "what was opened with data has a task"
     sized = {} if asked.samples is None else {"judged": asked.samples}
     report("looking at the network", 0, 0)

@@ -103,7 +103,7 @@ def recover_config(asked: Asked, given: Mapping[str, str], report: Report) -> Re
     what = open_network(raw, asked.config, asked.split, given)
     assert what.task is not None, "a network that was opened has data"
     judged = max(JUDGED, needed) if asked.samples is None else asked.samples
-    bench, evidence = open_bench(what, subject_of(what), cut(what.task, asked.split, judged=judged))
+    bench, evidence = open_bench(what, subject_of(what, profile), cut(what.task, asked.split, judged=judged))
     check_samples(bench, asked.limits.max_drop_points, f"split {asked.split!r}")
     found = diagnose(bench, evidence, None, progress=report)
     options = pricing(

@@ -12,7 +12,12 @@ from torch import nn
 
 from haq.diagnose.accumulator_saturation import detect
 from haq.errors import InputError
-from haq.nn.diagnosis.accumulators import PAIRS, accumulator_of
+from haq.hardware.machine import PAIRS
+from haq.hardware.profile import load_profile
+from haq.measure.cpu_profile import cpu_document
+from haq.measure.device import Limits
+from haq.measure.machine import Machine
+from haq.nn.diagnosis.accumulators import accumulator_of
 from haq.nn.diagnosis.look import look
 from haq.nn.diagnosis.subject import subject_of
 from haq.nn.diagnosis.sums import needs
@@ -210,3 +215,53 @@ def test_a_product_of_activations_has_no_weight_to_sum_with() -> None:
     layer = next(layer for layer in what.workload.layers if layer.kind == "matmul")
     with pytest.raises(InputError, match="no sums of integers"):
         accumulator_of(what.model, layer, what.executed.precision(layer.name), what.numbers, "int32")
+
+
+def on(profile, formats, made=None):
+    what = exportable_of(picture_bundle() if made is None else made, formats)
+    return subject_of(what, profile).accumulators
+
+
+def profile(**accumulators):
+    return load_profile("reference").model_copy(update={"accumulators": accumulators})
+
+
+def test_a_profile_says_what_its_rows_sum_in() -> None:
+    plain = ("stem", "depthwise", "pointwise", "head")
+    assert on(profile(int8="int24"), "int8/int8") == dict.fromkeys(plain, "int24")
+    # Depthwise convolutions have no neighbouring channels to pair.
+    assert on(profile(int8=PAIRS), "int4/int8") == dict.fromkeys(("stem", "pointwise", "head"), PAIRS)
+    mixed = {"stem": "int8/int8", "depthwise": "fp16", "pointwise": "int8/fp32", "head": "int8/int8t"}
+    assert on(profile(int8="int24", fp16="int24"), mixed) == {"stem": "int24"}
+
+
+def test_without_a_word_of_the_profile_sums_are_exact() -> None:
+    assert on(None, "int8/int8") == on(load_profile("reference"), "int8/int8") == {}
+    assert on(profile(fp16="int24"), "int8/int8") == {}
+
+
+def test_what_runs_as_something_else_on_the_target_is_left_out() -> None:
+    tpu = load_profile("tpu-v4")
+    assert on(tpu.model_copy(update={"accumulators": {"bf16": "int24"}}), "int8/int8") == {}
+
+
+def test_pairs_on_tokens_and_products_of_activations() -> None:
+    found = on(profile(int8=PAIRS), "int8/int8", text_bundle())
+    assert set(found) == {"query", "key", "value", "up", "head"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2", "avx512f"}, {"accumulators": {"int8": PAIRS}}),
+        ({"avx2", "avx512f", "avx512_vnni"}, {}),
+        ({"avx2", "avx_vnni"}, {}),
+        ({"asimddp"}, {}),  # Arm's dot products sum in int32
+        (set(), {}),  # the system does not tell
+    ],
+)
+def test_a_measured_cpu_without_vnni_sums_in_pairs(flags, expected) -> None:
+    machine = Machine("a CPU", frozenset(flags), 2, None, None)
+    limits = Limits({"int8": 2e11, "fp32": 1e11}, 1e10, 1e6, 1e11, 1e6, 1e-5)
+    document = cpu_document(machine, 2, "ONNX Runtime 1.0", limits)
+    assert {key: value for key, value in document.items() if key == "accumulators"} == expected

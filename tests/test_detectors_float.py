@@ -193,11 +193,12 @@ def test_drift_is_the_power_of_both_in_units_of_the_signal() -> None:
     unknown = replace(OUTPUT, joint_gain=np.array([np.nan, 1.2]), joint_shift=np.array([np.nan, 0.0]))
     assert error_accumulation.drift(unknown) == pytest.approx(0.02)
     assert error_accumulation.drift(replace(OUTPUT, joint_gain=np.ones(0), joint_shift=np.ones(0))) == 0
-    assert error_accumulation.THRESHOLD_POWER == pytest.approx(10**-2.584, rel=1e-3)
+    limit = error_accumulation.THRESHOLD_POWER
+    assert limit == pytest.approx(10**-2.584, rel=1e-3)
 
 
 def test_three_layers_off_of_which_none_has_half_the_error_accumulate() -> None:
-    rows = {name: ("int8", MOVED) for name in "abc"}
+    rows = dict.fromkeys("abc", ("int8", MOVED))
     (suspicion,) = error_accumulation.detect(of_layers(**rows, d=("int8", replace(OUTPUT, sqnr_db=60))))
     assert suspicion.layers == ("a", "b", "c")  # d has a thousandth of an even part
     assert suspicion.value == pytest.approx(0.02)

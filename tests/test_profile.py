@@ -7,6 +7,7 @@ import pytest
 
 from haq.errors import InputError
 from haq.hardware.profile import list_profiles, load_profile
+from haq.problems import content_hash
 from haq.resources import shipped
 
 A100 = shipped("hardware_profiles") / "a100.toml"
@@ -46,6 +47,12 @@ def edited(tmp_path):
         ("[fusion]", "[fusoin]", "did you mean 'fusion'?"),
         ('layer = ["activation"', 'layer = ["activatoin"', "fusion.layer.0"),
         ('source = "SC25 Antepara (escholarship 6189368s): HBM", ', "", "energy.dram.source' is missing"),
+        ("[fusion]", '[accumulators]\nint8 = "int99"\n[fusion]', "int32, intN with 2 to 63 bits, or int16-pairs"),
+        (
+            "[fusion]",
+            '[accumulators]\nint5 = "int32"\n[fusion]',
+            "a row of [arithmetic] before the accumulator of 'int5'",
+        ),
         ('title = "NVIDIA A100 SXM 40 GB"', "title = 3", "key 'title' is wrong; got 3"),
     ],
 )
@@ -114,3 +121,12 @@ def test_the_published_figures_are_as_published():
     assert [a100.arithmetic[f].peak.value for f in ("fp32", "fp16", "int8")] == [19.5, 312, 624]
     assert re.search("half a chip", v3.device_unit)
     assert re.search("megacore", v4.device_unit)
+
+
+def test_accumulators_that_nobody_names_are_wide_and_change_no_runs_identity(edited):
+    plain = load_profile(edited('name = "a100"', 'name = "a100"'))
+    assert dict(plain.accumulators) == {}
+    assert "accumulators" not in plain.model_dump_json(exclude_defaults=True)
+    narrow = load_profile(edited("[fusion]", '[accumulators]\nint8 = "int16-pairs"\n[fusion]'))
+    assert dict(narrow.accumulators) == {"int8": "int16-pairs"}
+    assert content_hash(narrow) != content_hash(plain)

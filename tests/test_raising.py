@@ -65,6 +65,8 @@ def test_what_a_target_does_to_integer_results_ends_with_the_integers(pictures) 
     assert raised.forced_steps == {names[1]: 0.5}
     kept = pictures.raiser(forced, {"head": Precision.parse("int4/int8")})
     assert kept.accumulators == {"head": "int8"}
+    for precision in ("fp32/int8", "int8/fp32"):
+        assert pictures.raiser(forced, {"head": Precision.parse(precision)}).accumulators == {}
     everything = pictures.raiser(forced, dict.fromkeys(names, FP32))
     assert torch.equal(answers(everything.build(), pictures.x), answers(pictures.what.model, pictures.x))
 
@@ -163,7 +165,7 @@ def test_a_network_that_is_not_finite_in_fp32_cannot_be_judged() -> None:
     bad = ClassificationTask({"search": (Batch((x,), search.labels),)}, what.task.calibration(), "7")
     data = replace(cut(what.task, looked=8), judged=bad)
     bench, _ = open_bench(what, subject_of(what), data)
-    with pytest.raises(InputError, match="not finite in FP32.*1 of 32 samples"):
+    with pytest.raises(InputError, match=r"not finite in FP32.*1 of 32 samples"):
         bench.fp32()
 
 

@@ -10,7 +10,8 @@ Threshold: one sum in ten thousand: clipped sums are its largest numbers, and a 
 `percentile` in haq.nn.observers).
 
 Targets: TPU v3, v4 and A100 sum in fp32 or int32, the HTP on mobile in int32: none of them saturates at 8 bits. x86
-processors without VNNI do in pairs, and so do kernels with 16-bit accumulators on older phones.
+processors without VNNI do in pairs, and so do kernels with 16-bit accumulators on older phones. A profile says so in
+`[accumulators]`, as `int8 = "int16-pairs"`; `haq measure` writes that on such a processor.
 
 Repair: wide_accumulator, the precise kernel (ONNX Runtime: session.x64quantprecision=1), or weights of 7 bits, whose
 pairs always fit (ONNX Runtime's reduce_range).

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from haq.errors import InputError
 from haq.hardware.figures import (
     Bandwidth,
     BitEnergy,
@@ -31,6 +33,30 @@ def _known_glue(kind: str) -> str:
         raise ValueError(f"one of {', '.join(GLUE_KINDS)}")
     return kind
 
+
+PAIRS = "int16-pairs"
+"""vpmaddubsw (SSSE3 to AVX-512BW) adds two neighbouring u8 x s8 products into a saturating int16, where VNNI sums four
+of them in int32: Intel Intrinsics Guide; oneDNN, "Nuances of int8 computations"."""
+
+
+def accumulator_bits(named: str) -> int:
+    """Of the integer that sums end in: `int32`, `intN` with any other number of bits, or `int16-pairs`, whose pairs go
+    into an int32; raises InputError on an unknown one."""
+    found = re.fullmatch(r"int(\d+)", named)
+    if named != PAIRS and (found is None or not 2 <= int(found[1]) <= 63):
+        raise InputError("unknown accumulator", got=named, expected=f"int32, intN with 2 to 63 bits, or {PAIRS}")
+    return 32 if found is None else int(found[1])
+
+
+def _known_accumulator(named: str) -> str:
+    try:
+        accumulator_bits(named)
+    except InputError as error:
+        raise ValueError(f"int32, intN with 2 to 63 bits, or {PAIRS} ({error})") from error
+    return named
+
+
+AccumulatorName = Annotated[str, AfterValidator(_known_accumulator)]
 
 GlueKind = Annotated[str, AfterValidator(_known_glue)]
 

@@ -12,6 +12,7 @@ from haq.hardware.calibration import Fit
 from haq.hardware.figures import Figure, Fraction, Spread, Strict
 from haq.hardware.lookup import Correction, Lookup
 from haq.hardware.machine import (
+    AccumulatorName,
     Arithmetic,
     Attention,
     Energy,
@@ -85,7 +86,8 @@ class HardwareProfile(Strict):
     """One target device. name: as asked for, options included. device_unit: what one latency is of.
 
     latency_spread: the relative error to expect of a modelled latency. efficiency: the share of the peak that a class
-    of kernels reaches; `conv/int8` is for one row of [arithmetic] alone.
+    of kernels reaches; `conv/int8` is for one row of [arithmetic] alone. accumulators: row of [arithmetic] -> what it
+    sums integer products in, `int32`, `intN` or `int16-pairs`; one without is wide enough for any sum.
     """
 
     name: str
@@ -100,6 +102,7 @@ class HardwareProfile(Strict):
     refuses: tuple[Refuses, ...] = ()
     arithmetic: Mapping[str, Arithmetic]
     efficiency: Mapping[str, Fraction]
+    accumulators: Mapping[str, AccumulatorName] = {}
     memory: Memory
     on_chip: OnChip | None = None
     vector: Vector | None = None
@@ -136,6 +139,9 @@ class HardwareProfile(Strict):
         for key in self.efficiency:
             if "/" in key and key.partition("/")[2] not in self.arithmetic:
                 raise ValueError(f"a row of [arithmetic] after the slash of efficiency {key!r}")
+        for key in self.accumulators:
+            if key not in self.arithmetic:
+                raise ValueError(f"a row of [arithmetic] before the accumulator of {key!r}")
         for kind in LAYER_KINDS:
             if not any((not row.kinds or kind in row.kinds) and _is_unconditional(row) for row in self.executes):
                 raise ValueError(f"a row of [[executes]] that every {kind} can take")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from haq.hardware.machine import OP_CLASSES
+from haq.doctor import features_of
+from haq.hardware.machine import OP_CLASSES, PAIRS
 from haq.measure.device import EXPECTED, Document, Limits, new_figure, new_size
 from haq.measure.machine import Machine
 
@@ -30,6 +31,7 @@ def cpu_document(machine: Machine, threads: int, runtime: str, limits: Limits) -
         "confidence_note": "fitted to kernels timed on this machine, and corrected by their table",
         "latency_spread": new_figure(0.2, "fraction", SPREAD, "assumed", 1.0),
         **_formats(),
+        **_accumulators(machine),
         "arithmetic": fastest,
         "efficiency": {
             name: new_figure(0.5, "fraction", EXPECTED, "assumed", 2.0)
@@ -85,6 +87,12 @@ def _formats() -> Document:
             {"precisions": ["fp16/fp16"], "reason": cast, "source": timed},
         ],
     }
+
+
+def _accumulators(machine: Machine) -> Document:
+    """Pairs of products go into 16 bits where x86 has no VNNI: the kernels that were timed are not the precise ones."""
+    features = features_of(machine.flags)
+    return {"accumulators": {"int8": PAIRS}} if features.get("avx2") and not features.get("vnni") else {}
 
 
 def _on_chip(machine: Machine, limits: Limits, where: str) -> Document:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from haq.errors import InputError
+from haq.hardware.legalize import arithmetic_of, executable
+from haq.hardware.machine import PAIRS, accumulator_bits
+from haq.hardware.schema import HardwareProfile
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, largest_code
 from haq.nn.tuned import Tuned, bias_key
-from haq.precision import Precision
-from haq.workload import LayerSpec
+from haq.precision import Assignment, Precision
+from haq.workload import LayerSpec, Workload
 
-PAIRS = "int16-pairs"
-"""vpmaddubsw (SSSE3 to AVX-512BW) adds two neighbouring u8 x s8 products into a saturating int16, where VNNI sums four
-of them in int32: Intel Intrinsics Guide; oneDNN, "Nuances of int8 computations"."""
 Size = tuple[int, int]
 AT_ONCE = 2**24
 """Numbers of an unfolded input that are held at a time."""
@@ -96,15 +96,46 @@ class Accumulator:
         return functional.unfold(shifted, *self.geometry).movedim(1, -1) + self.operand.zero_point
 
 
+def sums_integers(precision: Precision) -> bool:
+    """Whether a layer in it sums products of codes that one scale per output channel makes numbers of."""
+    weight, activation = precision.weight, precision.activation
+    return weight.is_integer and weight.group is None and activation.is_integer and not activation.per_token
+
+
+def accumulators_on(
+    profile: HardwareProfile, model: nn.Module, workload: Workload, executed: Assignment
+) -> dict[str, str]:
+    """Layer -> what the target sums its products in, of the layers whose row of [arithmetic] says so.
+
+    Left out is what sums no integers, or runs on the target in another precision. In pairs only linear layers and plain
+    2-d convolutions are summed: a depthwise one has a single channel for each of its outputs.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for layer in workload.layers if profile.accumulators else ():
+        precision = executed.precision(layer.name)
+        if layer.weight is None or layer.kind == "embedding" or not sums_integers(precision):
+            continue
+        if precision not in executable(profile, layer):
+            continue
+        named = profile.accumulators.get(arithmetic_of(profile, layer, precision))
+        if named is not None and (named != PAIRS or layer.kind == "linear" or _is_plain(modules.get(layer.module))):
+            found[layer.name] = named
+    return found
+
+
+def _is_plain(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str)
+
+
 def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, numbers: Tuned, named: str) -> Accumulator:
     """The accumulator of a layer; raises InputError on an unknown one, and where the layer has no integer sums.
 
     named: `int32`, or `intN` with any other number of bits, or `int16-pairs`, whose pairs go into an int32.
     """
-    bits = _bits(named)
+    bits = accumulator_bits(named)
     stored = numbers.weights[layer.weight.key] if layer.weight is not None else None
     operand = numbers.quantizers.get((layer.name, 0))
-    if not isinstance(stored, QuantizedWeight) or stored.format.group is not None or operand is None:
+    if not isinstance(stored, QuantizedWeight) or not sums_integers(precision) or operand is None:
         raise InputError(
             "the layer has no sums of integers", where=layer.name, got=str(precision),
             expected="integer weights with one scale per output channel, and a static integer operand",
@@ -115,19 +146,12 @@ def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, num
         return Accumulator(layer, stored, operand, bias, -limit, limit - 1)
     module, geometry = dict(model.named_modules()).get(layer.module), None
     if layer.kind.startswith("conv"):
-        if not isinstance(module, nn.Conv2d) or module.groups != 1 or isinstance(module.padding, str):
+        if not _is_plain(module):
             raise InputError("pairs are simulated for plain 2-d convolutions", where=layer.name, got=layer.kind)
         sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
         kernel, dilation, padding, stride = ((int(size[0]), int(size[1])) for size in sizes)
         geometry = kernel, dilation, padding, stride
     return Accumulator(layer, stored, operand, bias, -limit, limit - 1, True, geometry)
-
-
-def _bits(named: str) -> int:
-    found = re.fullmatch(r"int(\d+)", named)
-    if named != PAIRS and (found is None or not 2 <= int(found[1]) <= 63):
-        raise InputError("unknown accumulator", got=named, expected=f"int32, intN with 2 to 63 bits, or {PAIRS}")
-    return 32 if found is None else int(found[1])
 
 
 def _saturation(codes: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from haq.hardware.schema import HardwareProfile
 from haq.nn.calibrate import Operand, calibrate
-from haq.nn.diagnosis.accumulators import accumulator_of
+from haq.nn.diagnosis.accumulators import accumulator_of, accumulators_on
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.observers import Histograms
 from haq.nn.task import Inputs
@@ -77,9 +78,13 @@ class Subject:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def subject_of(what: Exportable) -> Subject:
-    """The network of a config as its search made it; calibrated again where its numbers were in a file."""
-    return Subject(what.model, what.workload, what.executed, what.numbers, _calibrated(what))
+def subject_of(what: Exportable, profile: HardwareProfile | None = None) -> Subject:
+    """The network of a config as its search made it; calibrated again where its numbers were in a file.
+
+    profile: whose accumulators sum; without one they are wide enough for anything.
+    """
+    sums = {} if profile is None else accumulators_on(profile, what.model, what.workload, what.executed)
+    return Subject(what.model, what.workload, what.executed, what.numbers, _calibrated(what), accumulators=sums)
 
 
 def _calibrated(what: Exportable) -> Calibrated | None:

@@ -1,4 +1,4 @@
-"""A diagnosis on networks whose losses are known: what is proved, explained by another cause, or left unexplained."""
+"""A diagnosis on networks of known losses: what is proved, what another cause explains, what stays unexplained."""
 
 from dataclasses import replace
 

@@ -65,6 +65,8 @@ def test_what_a_target_does_to_integer_results_ends_with_the_integers(pictures) 
     assert raised.forced_steps == {names[1]: 0.5}
     kept = pictures.raiser(forced, {"head": Precision.parse("int4/int8")})
     assert kept.accumulators == {"head": "int8"}
+    for precision in ("fp32/int8", "int8/fp32"):
+        assert pictures.raiser(forced, {"head": Precision.parse(precision)}).accumulators == {}
     everything = pictures.raiser(forced, dict.fromkeys(names, FP32))
     assert torch.equal(answers(everything.build(), pictures.x), answers(pictures.what.model, pictures.x))
 

@@ -116,7 +116,11 @@ class _Case:
         return size(left) / size(lost) if is_measured(left) else 0.0
 
     def try_all(self, suspicions: Iterable[Suspicion], what: str) -> None:
-        """Undo each cause on top of those accepted; accept, best first, those that regain something there."""
+        """Undo each cause on top of those accepted; accept, best first, those that regain something there.
+
+        After each accepted one all others are tried again, as long as anything is left to explain: a large cause hides
+        a small one.
+        """
         candidates = [s for s in suspicions if s.change is not None]
         while candidates:
             effects = []
@@ -126,13 +130,12 @@ class _Case:
             best = max(range(len(candidates)), key=lambda i: (size(effects[i]), -i))
             if not is_measured(effects[best], FLOOR_NATS):
                 return
-            suspicion = candidates[best]
+            suspicion = candidates.pop(best)
             assert suspicion.change is not None
             self.findings.append(Finding(suspicion, effects[best], REPAIRS[suspicion.mode]))
             self.accepted = self.accepted | suspicion.change
-            candidates = [
-                s for s, effect in zip(candidates, effects, strict=True) if s is not suspicion and is_measured(effect)
-            ]
+            if not is_measured(self.left()):
+                return
 
     def tell(self, what: str, left: int) -> None:
         """Say that one more is measured, and how many of this kind are left."""

@@ -100,6 +100,12 @@ class Accumulator:
         return columns.movedim(1, -1) + zero
 
 
+def sums_integers(precision: Precision) -> bool:
+    """Whether a layer multiplies codes by codes with one scale per output channel, and so sums integers."""
+    weight, activation = precision.weight, precision.activation
+    return weight.is_integer and weight.group is None and activation.is_integer and not activation.per_token
+
+
 def accumulator_of(model: nn.Module, layer: LayerSpec, precision: Precision, numbers: Tuned, named: str) -> Accumulator:
     """The accumulator of a layer; raises InputError on an unknown one, and where the layer has no integer sums.
 

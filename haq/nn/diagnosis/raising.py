@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from haq.nn.calibrate import Calibration, calibrate
+from haq.nn.diagnosis.accumulators import sums_integers
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.exportable import numbers_of
 from haq.nn.prepare import Quantization
@@ -73,9 +74,10 @@ class Raiser:
                     quantizers[operand] = fresh.quantizers[operand]
         numbers = replace(subject.numbers, weights=weights, biases=biases, quantizers=quantizers)
         floats = {name for name, precision in raised.items() if not precision.activation.is_integer}
+        no_sums = {name for name, precision in raised.items() if not sums_integers(precision)}
         return subject.with_(
             executed=executed, numbers=numbers,
-            accumulators=_without(subject.accumulators, floats), join_steps=_without(subject.join_steps, floats),
+            accumulators=_without(subject.accumulators, no_sums), join_steps=_without(subject.join_steps, floats),
             forced_steps=_without(subject.forced_steps, floats),
         )  # fmt: skip
 

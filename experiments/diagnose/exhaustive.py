@@ -57,11 +57,12 @@ FAULTS = (
         ("error-accumulation", "layer1.0.conv1", 0.3), ("sensitive-operator", "fc", 1.0),
         ("error-accumulation", "layer3.0.downsample.0", 0.4),
     ),
-    (
-        ("biased-error", "conv1", 2.0), ("biased-error", "layer1.0.conv1", 2.0), ("biased-error", "layer1.1.conv1", 2.0),
-        ("biased-error", "layer2.0.conv1", 2.0), ("biased-error", "layer2.1.conv1", 2.0),
-        ("biased-error", "layer3.0.conv1", 2.0), ("biased-error", "layer3.1.conv1", 2.0),
-        ("biased-error", "layer4.0.conv1", 2.0), ("biased-error", "layer4.1.conv1", 2.0), ("biased-error", "fc", 2.0),
+    tuple(
+        ("biased-error", layer, 2.0)
+        for layer in (
+            "conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1.conv1", "layer3.0.conv1",
+            "layer3.1.conv1", "layer4.0.conv1", "layer4.1.conv1", "fc",
+        )
     ),
 )  # fmt: skip
 """Versions of the network: (mode, layer, strength) each, far from each other."""

@@ -19,7 +19,7 @@ ALLOCATIONS = 24
 """Budgets that are tried: most give a point that was measured already."""
 
 RESOLVED = 0.002
-"""Budgets that differ by less, relatively, are one. A coarser one misses points that only just hold, and pays for it."""
+"""Budgets that differ by less, relatively, are one. Coarser ones miss points that only just hold, and pay for it."""
 
 SLOWEST = 0.7
 """A budget that was too large becomes smaller by this at least."""

@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nets import attention
 from recovery_bench import POINTS_PER_NAT, Repair, case, chain, diagnosis
@@ -95,6 +95,7 @@ FORMATS = st.lists(st.sampled_from(["int4/int4", "int8/int8"]), min_size=5, max_
 
 @settings(max_examples=12, deadline=None)
 @given(shares=SHARES, formats=FORMATS, max_drop=st.sampled_from([0.5, 1.0, 3.0]))
+@example([0.05, 0.1, 0.05, 0.0, 0.3], ["int4/int4", "int8/int8", "int4/int4", "int4/int4", "int4/int4"], 3.0)
 def test_additive_losses_are_bought_back_at_the_exhaustive_optimum(shares, formats, max_drop):
     bench, options = case((128, 512, 64, 256, 256, 32), formats, shares, target="t4")
     found = recover(bench, diagnosis(), options, Limits(max_drop))
@@ -117,6 +118,17 @@ def test_losses_that_do_not_add_up_are_met_all_the_same(shares, power, max_drop)
         back = tuple(0 if g == group else own for g, own in enumerate(levels))
         if level and price_of(options, back) < price_of(options, levels) - 1e-12:
             assert 100 * (1 - bench.outcome(dict(options.raised(back))).value) > max_drop
+
+
+@settings(max_examples=12, deadline=None)
+@given(shares=st.permutations([0.0, 0.3, 0.0, 1.2, 0.6]), formats=FORMATS, max_drop=st.sampled_from([0.5, 8.0]))
+def test_losses_that_hide_each_other_are_bought_back_at_the_exhaustive_optimum(shares, formats, max_drop):
+    """The network loses what its worst layer loses, so that raising another one alone regains nothing."""
+    bench, options = case((128, 512, 64, 256, 256, 32), formats, shares, target="t4", joint=max)
+    found = recover(bench, diagnosis(), options, Limits(max_drop))
+    assert found.met
+    best = optimum(bench, options, max_drop)
+    assert price_of(options, levels_of(options, found.after.change)) <= 1.1 * best + 1e-3
 
 
 def test_a_rung_that_does_not_help_is_learned_and_left():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from haq.accuracy import paired_drop_interval
 from haq.allocate import Levels
-from haq.diagnose.effects import regained, size
+from haq.diagnose.effects import is_measured, regained, size
 from haq.diagnose.finding import Bench, Change, Outcome
 from haq.diagnose.localize import localize
 from haq.diagnose.losses import Known, predicted
@@ -20,6 +20,9 @@ LEARNED = 4
 
 LOOKED_INTO = 32
 """Networks that group testing may measure."""
+
+UNEXPLAINED = 0.1
+"""The share of the loss that may stay unexplained by the groups that were found before others are looked for."""
 
 
 class Climb:
@@ -35,6 +38,7 @@ class Climb:
     ) -> None:
         self.bench, self.options, self.limits = bench, options, limits
         self.repairs = Change()
+        self._around: Levels = options.now
         costs = options.costs(options.now)
         self.weights = {name: weight / costs[name] for name, weight in minimize.items() if costs.get(name)}
         self._progress, self._known = progress, Known(0.0, {}, {})
@@ -83,34 +87,57 @@ class Climb:
         return predicted(self.options, self._known)
 
     def learn(self, levels: Levels) -> None:
-        """Measure alone what the point raises and was only predicted, so that the next allocation knows better."""
-        base, widest = self._lost(self.options.now), self.options.widest
+        """Measure what the point raises and was only predicted, so that the next allocation knows better.
+
+        Each group is measured where the groups that were found to lose most are raised: they would hide the others.
+        """
+        widest = self.options.widest
         raised = [(group, level) for group, level in enumerate(levels) if level]
         new = [(g, level) for g, level in raised if g not in self._known.alone or self._is_guess(g, level)]
         for group, level in new[:LEARNED]:
             self.tell("learning")
+            least = self._lost(self._with(group, widest[group]))
             if group not in self._known.alone:
-                self._known = self._known.with_alone(group, base - self._lost(self._only(group, widest[group])))
+                self._known = self._known.with_alone(group, self._lost(self._with(group, 0)) - least)
             whole = self._known.alone[group]
             if self._is_guess(group, level) and whole > 0:
-                share = 1 - (base - self._lost(self._only(group, level))) / whole
+                share = (self._lost(self._with(group, level)) - least) / whole
                 self._known = self._known.with_left(group, level, min(max(share, 0.0), 1.0))
 
     def _is_guess(self, group: int, level: int) -> bool:
         return level < self.options.widest[group] and (group, level) not in self._known.left
 
-    def _only(self, group: int, level: int) -> Levels:
-        return tuple(level if other == group else 0 for other in range(len(self.options.groups)))
+    def _with(self, group: int, level: int) -> Levels:
+        return tuple(level if other == group else own for other, own in enumerate(self._around))
 
     def _lost(self, levels: Levels) -> float:
         """Nats, or points where the task shows no logits."""
         return max(size(regained(self.outcome(levels), self.bench.fp32())), 0.0)
 
     def _alone(self) -> dict[int, float]:
-        """Group -> what raising it alone regains, for those that group testing looked into."""
-        grouped = _Grouped(self)
-        shares = localize(grouped, Change(), grouped.layers, most=LOOKED_INTO, tell=lambda what, more: self.tell(what))
-        return {int(name): size(effect) for name, effect in shares.layers.items()}
+        """Group -> what raising it regains, for those that group testing looked into.
+
+        A group that loses much hides what the others lose, so that they are looked for again with it raised.
+        """
+        grouped, whole = _Grouped(self), self._lost(self.options.now)
+        found: dict[int, float] = {}
+        raised, spent = Change(), 0
+        while spent < LOOKED_INTO:
+            hidden = [name for name in grouped.layers if name not in dict(raised.raised)]
+            shares = localize(
+                grouped, raised, hidden, most=LOOKED_INTO - spent, tell=lambda what, more: self.tell(what)
+            )
+            spent += shares.measured
+            for name, effect in shares.layers.items():
+                found[int(name)] = max(size(effect), found.get(int(name), 0.0))
+            culprits = [name for name, effect in shares.layers.items() if is_measured(effect)]
+            if not culprits:
+                break
+            raised = raised | Change(raised=tuple((name, grouped.widest(name)) for name in culprits))
+            self._around = grouped.levels(raised)
+            if self._lost(self._around) <= UNEXPLAINED * whole:
+                break
+        return found
 
 
 class _Grouped:
@@ -139,5 +166,8 @@ class _Grouped:
         return Precision(FORMATS["fp32"], FORMATS["fp32"])
 
     def measure(self, change: Change) -> Outcome:
-        raised, options = {int(name) for name, _ in change.raised}, self._climb.options
-        return self._climb.outcome(tuple(w if g in raised else 0 for g, w in enumerate(options.widest)))
+        return self._climb.outcome(self.levels(change))
+
+    def levels(self, change: Change) -> Levels:
+        raised, widest = {int(name) for name, _ in change.raised}, self._climb.options.widest
+        return tuple(level if group in raised else 0 for group, level in enumerate(widest))

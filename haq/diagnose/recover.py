@@ -18,8 +18,8 @@ ROUNDS = 6
 ALLOCATIONS = 24
 """Budgets that are tried: most give a point that was measured already."""
 
-RESOLVED = 0.02
-"""Budgets that differ by less, relatively, are one."""
+RESOLVED = 0.002
+"""Budgets that differ by less, relatively, are one. Coarser ones miss points that only just hold, and pay for it."""
 
 SLOWEST = 0.7
 """A budget that was too large becomes smaller by this at least."""

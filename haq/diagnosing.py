@@ -14,7 +14,7 @@ import numpy as np
 
 from haq.configfile import read_config
 from haq.diagnose.costs import CostEvidence, cost_evidence
-from haq.diagnose.power import check_enough
+from haq.diagnose.power import check_enough, samples_to_see
 from haq.errors import InputError
 from haq.front import Point, front
 from haq.hardware.profile import load_profile
@@ -36,8 +36,9 @@ Report = Callable[[str, int, int], None]
 class Asked:
     """What is diagnosed. subject: a config, or a run directory, of whose front `id` says which point.
 
-    target: another than the config's. split, samples: what changes are judged on; samples None: as many as usual.
-    max_drop: in points, what has to be seen. artifact: a file of the config, whose precisions are read back.
+    target: another than the config's. split, samples: what changes are judged on; samples None: as many as usual, or
+    as `max_drop` takes. max_drop: in points, what has to be seen. artifact: a file of the config, whose precisions are
+    read back.
     """
 
     subject: Path
@@ -74,6 +75,7 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     Raises InputError on a config of another network or other data (both hashes), on data that do not fit the network,
     on a network that is not finite in FP32 (and where first), and on too few samples to see the drop asked for.
     """
+    needed = 0 if asked.max_drop is None else samples_to_see(asked.max_drop)
     file, chosen = config_of(asked)
     config = read_config(file)
     profile = load_profile(str(config["target"]["name"]) if asked.target is None else asked.target)
@@ -83,14 +85,14 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     costs = cost_evidence(config, what.workload, profile, read_back=read_back)
 
     from haq.diagnose.examine import diagnose
-    from haq.nn.diagnosis.bench import cut, open_bench
+    from haq.nn.diagnosis.bench import JUDGED, cut, open_bench
     from haq.nn.diagnosis.subject import subject_of
 
     subject = subject_of(what, profile)
     assert what.task is not None, "what was opened with data has a task"
-    sized = {} if asked.samples is None else {"judged": asked.samples}
+    judged = max(JUDGED, needed) if asked.samples is None else asked.samples
     report("looking at the network", 0, 0)
-    bench, evidence = open_bench(what, subject, cut(what.task, asked.split, **sized))
+    bench, evidence = open_bench(what, subject, cut(what.task, asked.split, judged=judged))
     if asked.max_drop is not None:
         check_samples(bench, asked.max_drop, f"split {asked.split!r}")
     found = diagnose(bench, evidence, costs, progress=report)

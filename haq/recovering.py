@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from haq.configfile import executed_assignment, measured, read_config, write_config
 from haq.diagnose.stepping import parameters_beside, stepped
 from haq.errors import InputError
-from haq.textfile import write_file
+from haq.textfile import check_writable, write_file
 
 if TYPE_CHECKING:  # names for annotations only; at run time they would load torch or the allocator
     from haq.diagnose.finding import Diagnosis
@@ -165,6 +165,7 @@ def with_ladder(what: Exportable, file: Path, *, own_numbers: bool) -> tuple[Exp
 def _check_out(config: Path, out: Path) -> None:
     if out.suffix != ".json" or out.resolve() == config.resolve():
         raise InputError("not where a config can go", where="--out", got=str(out), expected="a new .json file")
+    check_writable(out, "--out")
 
 
 def _retargeted(

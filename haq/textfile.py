@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from haq.errors import InputError
@@ -23,4 +24,17 @@ def write_file(path: Path, content: str | bytes, what: str) -> None:
     except OSError as error:
         raise InputError(
             f"cannot write the {what}", where=str(path), got=error.strerror, expected="a writable path"
+        ) from None
+
+
+def check_writable(path: Path, where: str) -> None:
+    """Raise InputError for a path that no file can be written to, before any work is done for it. where: the flag."""
+    if path.is_dir():
+        raise InputError("the path is a folder", where=where, got=str(path), expected="a file that can be written")
+    folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            "cannot write there", where=where, got=f"{path}: {error.strerror}", expected="a folder to write to"
         ) from None

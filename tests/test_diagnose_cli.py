@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from diagnosis_fakes import diagnosis
@@ -12,10 +14,10 @@ from test_finetune_cli import CODE, config, haq, space
 
 from haq.accuracy import Interval, compare
 from haq.candidate import Candidate, TargetResult
-from haq.cli.diagnose import effect, where
+from haq.cli.diagnose import effect, summary, where
 from haq.cli.progress import shown_steps
-from haq.diagnose.finding import Effect
-from haq.diagnosing import nearest_to
+from haq.diagnose.finding import Diagnosis, Effect
+from haq.diagnosing import Diagnosed, nearest_to
 from haq.front import Point
 from haq.precision import Assignment, Precision
 
@@ -65,6 +67,8 @@ def test_a_log_gets_a_line_for_each_kind_of_work_and_none_for_what_may_still_fai
     ("flags", "says"),
     [
         (("--page", "page.html"), "a .png, .svg, .pdf file"),
+        (("--page", "/proc/none/page.png"), "--page: cannot write there"),
+        (("--max-drop", "-1"), "--max-drop: not a drop of accuracy; got -1.0; expected points from 0 to 100"),
         (("--samples", "1"), "--samples"),
         (("--split", "train"), "validation"),
         (("--id", "abc"), "a run directory with it"),
@@ -74,6 +78,19 @@ def test_a_log_gets_a_line_for_each_kind_of_work_and_none_for_what_may_still_fai
 )
 def test_wrong_flags_are_one_line(haq: Haq, space: Path, config: Path, flags: tuple[str, ...], says: str) -> None:
     assert says in haq.error("diagnose", config, "--space", space, *flags)
+
+
+def summed(lost, shares=None):
+    found = Diagnosis((), (), lost, Effect(nats=0.0), shares or {})
+    return summary(cast("Diagnosed", SimpleNamespace(diagnosis=found)))
+
+
+def test_a_healthy_network_and_one_without_a_cause_are_said_in_one_sentence() -> None:
+    healthy = Effect(nats=0.001, nats_interval=Interval(0.0005, 0.0015))
+    assert summed(healthy) == ("healthy: against FP32 it lost 0.001 nats (0.0005 to 0.0015), too little to be measured")
+    lost = Effect(nats=0.1, nats_interval=Interval(0.05, 0.15))
+    assert "no cause is proved, many layers lose a little each: `haq recover` buys it back" in summed(lost)
+    assert "most comes from b (60% of it), a (20% of it): " in summed(lost, {"a": 0.2, "b": 0.6, "c": 0.05})
 
 
 def test_what_is_no_config_and_no_run_is_refused(haq: Haq, tmp_path: Path, config: Path) -> None:
@@ -148,7 +165,7 @@ def test_a_network_in_4_bits_is_diagnosed(haq: Haq, space: Path, config: Path, t
     assert {f["layer"] for f in raw["findings"] if f["mode"] == "not-executed"} >= {"3"}
     assert raw["page"] == str(page)
     assert page.read_bytes().startswith(b"\x89PNG")
-    ran = haq("diagnose", config, "--space", space)
+    ran = haq("diagnose", config, "--space", space, "--max-drop", "10")  # takes 35 of the 64
     assert "against FP32 it lost" in ran.out
     assert "sample-forwards" in ran.out
     error = haq.error("diagnose", config, "--space", space, "--max-drop", "0.5")

@@ -9,19 +9,23 @@ import click
 
 from haq.cli.progress import duration, shown_steps
 from haq.cli.show import echo, echo_json, json_option, paragraph, table
+from haq.diagnose.effects import is_measured
 from haq.diagnose.plain import diagnosis_json, explained_share, ranked
 from haq.diagnosing import Asked, Diagnosed, diagnose_config
 from haq.errors import InputError
+from haq.textfile import check_writable
 
 if TYPE_CHECKING:
     from haq.accuracy import Interval
-    from haq.diagnose.finding import Effect, Finding, Suspicion
+    from haq.diagnose.finding import Diagnosis, Effect, Finding, Suspicion
 
 SOURCES = ("space", "model", "weights", "data")
 """Flags that say where the network and its data come from."""
 PAGES = (".png", ".svg", ".pdf")
 SHOWN = 12
 """Rows of a table; JSON has them all."""
+NAMED, LEAST_SHARE = 3, 0.1
+"""Layers that a loss without a cause is said to come from, and what each has of it at least."""
 
 
 @click.command(name="diagnose")
@@ -30,7 +34,7 @@ SHOWN = 12
 @click.option("--id", help="Which point of the run DIR. [the one nearest to the limit on the drop]")
 @click.option("--split", type=click.Choice(["search", "validation"]), default="search", show_default=True,
               help="The data that is served: some of it is looked at, other samples judge.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(min=2), help="Judge on so many. [256]")
+@click.option("--samples", type=click.IntRange(min=2), help="Judge on so many. [256, or what --max-drop takes]")
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="The drop that has to be seen; fails on too few samples."
 )
@@ -50,6 +54,8 @@ def diagnose_command(subject: Path, page: Path | None, *, as_json: bool, **flags
     given = {key: flags[key] for key in SOURCES if flags[key] is not None}
     if page is not None and page.suffix not in PAGES:
         raise InputError("not a picture", where="--page", got=str(page), expected=f"a {', '.join(PAGES)} file")
+    if page is not None:
+        check_writable(page, "--page")
     kept = ("target", "id", "split", "samples", "max_drop", "artifact")
     asked = Asked(subject, **{key: flags[key] for key in kept})
     with shown_steps() as report:
@@ -89,9 +95,9 @@ def _show(found: Diagnosed) -> None:
             paragraph(finding.suspicion.text)
         if len(findings) > len(shown):
             echo(f"and {len(findings) - len(shown)} more: --json has them all")
+        echo(summary(found))
     else:
-        echo(f"{found.title}: no finding")
-    echo(summary(found))
+        echo(f"{found.title}: {summary(found)}")
     _show_suspected(found.diagnosis.suspected)
     echo(
         f"judged on {found.samples:,} samples, {found.diagnosis.forwards:,.0f} sample-forwards, "
@@ -113,14 +119,23 @@ def summary(found: Diagnosed) -> str:
     """What was lost, how much of it the findings explain together, and how much stays unexplained."""
     lost, share = found.diagnosis.lost, explained_share(found.diagnosis)
     text = f"against FP32 it lost {effect(lost)}" if effect(lost) else "what it lost against FP32 is unknown"
+    if not is_measured(lost):
+        return f"{'accuracy is ' if found.diagnosis.findings else ''}healthy: {text}, too little to be measured"
     if share is None:
         return f"{text}: nothing to explain"
     proved = [f for f in found.diagnosis.findings if f.effect.nats is not None or f.effect.points is not None]
     if not proved:
-        return f"{text}; no cause is proved"
+        return f"{text}; no cause is proved, {_spread(found.diagnosis)}: `haq recover` buys it back"
     return (
         f"{text}; the findings explain {100 * share:.0f} % of it together, {100 * (1 - share):.0f} % stays unexplained"
     )
+
+
+def _spread(diagnosis: Diagnosis) -> str:
+    """Where the loss comes from, of which nothing proves why."""
+    largest = sorted(diagnosis.shares.items(), key=lambda share: -share[1])[:NAMED]
+    named = [f"{layer} ({share:.0%} of it)" for layer, share in largest if share >= LEAST_SHARE]
+    return f"most comes from {', '.join(named)}" if named else "many layers lose a little each"
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:

@@ -84,9 +84,9 @@ def _recover(config: Path, out: Path, given: dict[str, Any], *, as_json: bool) -
 
     sources = {key: given.pop(key) for key in SOURCES if key in given}
     size_mb = given.pop("max_size_mb", None)
-    for name in ("max_latency_ms",):
-        if not given.get(name, 1.0) > 0:
-            raise InputError("a limit of nothing", where=_flag(name), got=given[name], expected="more than 0")
+    for name, limit in (("max_latency_ms", given.get("max_latency_ms")), ("max_size_mb", size_mb)):
+        if limit is not None and not limit > 0:
+            raise InputError("a limit of nothing", where=_flag(name), got=limit, expected="more than 0")
     limits = Limits(
         given.pop("max_drop"), given.pop("max_latency_ms", None), None if size_mb is None else 1e6 * size_mb
     )
@@ -118,6 +118,8 @@ def _show(found: Recovered, out: Path) -> None:
         table("what it took, each on top of those above", ("step", "points", "nats", "95 %", "ms", "MB"), rows)
     for vain in recovery.vain:
         paragraph(f"tried in vain: {vain.what}: {vain.why}")
+    if recovery.met and not recovery.after.change.repairs and not recovery.after.change.raised:
+        echo("nothing to buy back: the config is within its limits as it is")
     if found.config is not None:
         numbers = f" and {found.config['parameters']}" if "parameters" in found.config else ""
         echo(f"wrote {out}{numbers}, after {recovery.forwards:.0f} sample-forwards and {recovery.seconds:.0f} s")

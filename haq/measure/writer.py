@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from haq.errors import InputError
 from haq.hardware.figures import rounded
 from haq.hardware.lookup import table_text
 from haq.measure.measure import Measured
-from haq.textfile import write_file
+from haq.textfile import check_writable, write_file
 from haq.tomltext import inline, lines
 
 HEAD = (
@@ -42,15 +41,7 @@ def check_out(out: Path) -> None:
     """Raise InputError for a path that no profile can be written to, before anything is measured."""
     if out.suffix != ".toml":
         raise InputError("a profile is a TOML file", where="--out", got=str(out), expected="a path that ends in .toml")
-    if out.is_dir():
-        raise InputError("the path is a folder", where="--out", got=str(out), expected="a file that can be written")
-    folder = next(parent for parent in (out.parent, *out.parent.parents) if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            "cannot write there", where="--out", got=f"{out}: {error.strerror}", expected="a folder to write to"
-        ) from None
+    check_writable(out, "--out")
 
 
 def profile_text(measured: Measured, lookup: Mapping[str, str], day: datetime.date) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ FOUND, QUIET, VALUES = "#b3261e", "#9aa3ad", "#c9d6e3"
 DPI = 150
 WORST = 6
 """Tensors whose histograms are drawn."""
+CHARACTERS_PER_INCH = 10
+"""Of the title."""
 CLEAR_DB = 3.0
 """Half a bit."""
 LARGEST_RATIO = 64.0
@@ -48,7 +51,8 @@ def diagnosis_figure(evidence: Evidence, diagnosis: Diagnosis, title: str) -> Fi
     _name_layers(ranges, layers, found)
     if worst:
         _draw_worst(lower, worst, rows)
-    figure.suptitle(f"{title}\n{evidence.samples:,} samples looked at", fontsize=12)
+    width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle(f"{textwrap.fill(title, width)}\n{evidence.samples:,} samples looked at", fontsize=12)
     return figure
 
 

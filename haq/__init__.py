@@ -21,6 +21,7 @@ _HOME = {
     "load": "haq.nn.load",
     "load_profile": "haq.hardware.profile",
     "load_space": "haq.spacefile",
+    "monitor": "haq.nn.monitor",
     "read_run": "haq.rundir",
     "search": "haq.api",
     "trace": "haq.nn.trace",

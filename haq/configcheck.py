@@ -11,10 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from haq.activations import Summary
 from haq.candidate import config_id
 from haq.configschema import SCHEMA, ConfigFile
 from haq.errors import InputError, nearest
 from haq.precision import Assignment
+from haq.sketch import is_available
 from haq.techniques import Stack
 
 
@@ -95,6 +97,15 @@ def _within(raw: Mapping[str, Any]) -> Iterator[Fault]:
     for name in layers:
         if name not in requested:
             yield Fault(_path(("requested_bits", name)), "nothing", "bits for every layer")
+    below: set[str] = set()
+    for number, step in enumerate(raw.get("recovery", ())):
+        place = ("recovery", number, "layers")
+        for name in step["layers"]:
+            if name not in layers:
+                yield Fault(_path((*place, name)), "a layer", f"one of the {len(layers)} under layers")
+        for name in sorted(below - step["layers"].keys()):
+            yield Fault(_path((*place, name)), "nothing", "a precision: each step only raises more")
+        below |= step["layers"].keys()
     for number, fallback in enumerate(raw.get("fallbacks", ())):
         if fallback["layer"] not in layers:
             yield Fault(_path(("fallbacks", number, "layer")), repr(fallback["layer"]), "a layer under layers")
@@ -108,10 +119,23 @@ def _within(raw: Mapping[str, Any]) -> Iterator[Fault]:
     for name, metric in raw["metrics"].items():
         if name.endswith("_bytes") and (metric["value"] < 0 or metric["value"] != int(metric["value"])):
             yield Fault(_path(("metrics", name, "value")), _shown(metric["value"]), "a whole number of bytes")
-    named = raw["id"].removesuffix("-tuned")
+    yield from _activations(raw)
+    named = raw["id"].removesuffix("-tuned").removesuffix("-repaired")
     expected = config_id(Assignment.from_json(layers), raw["target"]["name"])
     if _is_content_hash(named) and named != expected:
         yield Fault("$.id", repr(raw["id"]), f"{expected!r}, which names these layers on this target")
+
+
+def _activations(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """Summaries are of layers that are there, and hold sketches where the library is there to read them."""
+    for key, summary in raw.get("activations", {}).items():
+        if key.rpartition(":")[0] not in raw["layers"]:
+            yield Fault(_path(("activations", key)), repr(key), "LAYER:INDEX of a layer under layers")
+        elif is_available():
+            try:
+                Summary.from_json(summary, key)
+            except InputError as error:
+                yield Fault(_path(("activations", key)), str(error), "sketches")
 
 
 def _is_content_hash(text: str) -> bool:

@@ -101,6 +101,55 @@ class FallbackPart(_Part):
     reason: str
 
 
+class RecoveryStep(_Part):
+    """One step of the ladder that `haq recover --step` climbs, on top of the config itself.
+
+    layers: those that differ from the config. metrics: measured accuracy, modelled figures. monotone: not measurably
+    worse than the step before it; if it is, the note says by how much.
+    """
+
+    layers: Annotated[dict[Layer, PrecisionText], Field(min_length=1)]
+    metrics: dict[str, Metric]
+    monotone: bool
+    note: Text = _absent("")
+
+
+class EndsPart(_Part):
+    """Two ends of a range."""
+
+    low: float
+    high: float
+
+
+class Fp32Shift(_Part):
+    """What is added to FP32's mean and largest magnitude of an input to compare them with the quantized network's."""
+
+    mean: float
+    peak: float
+
+
+class ActivationsPart(_Part):
+    """What an operand of a layer (key `layer:index`) was on calibration data in the quantized network.
+
+    inputs: how many; count: numbers they hold, low, high and mean of these; not_finite: inputs left out since a number
+    is none. covers: beyond it numbers clip by more than half a step, which clipped_share of them do. Sketches are
+    DataSketches' KLL of float32 in base64: of a fixed subsample of the numbers, and of each input's mean and largest
+    magnitude."""
+
+    inputs: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1)]
+    low: float
+    high: float
+    mean: float
+    sketch: Text
+    input_means: Text
+    input_peaks: Text
+    not_finite: Count = _absent(0)
+    covers: EndsPart = _absent(None)
+    clipped_share: Annotated[float, Field(ge=0, le=1)] = _absent(0.0)
+    fp32_shift: Fp32Shift = _absent(None)
+
+
 class Provenance(_Open):
     """Where the config comes from: hashes, search, versions, and how it was finetuned."""
 
@@ -126,8 +175,10 @@ class ConfigFile(_Part):
     quantization: Quantized = _absent(None)
     fallbacks: list[FallbackPart] = _absent([])
     provenance: Provenance = _absent(None)
+    recovery: list[RecoveryStep] = _absent([])
     parameters: FileName = _absent("")
     parameters_sha256: Sha256 = _absent("")
+    activations: dict[Annotated[str, StringConstraints(pattern=r":\d+$")], ActivationsPart] = _absent({})
 
 
 def json_schema() -> dict[str, Any]:

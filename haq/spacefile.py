@@ -77,6 +77,8 @@ class DataTable(_Table):
     task: `function(space: SpaceFile) -> Task`.
     weights: `function(space: SpaceFile, model: nn.Module) -> state dict`, trained for the task; may train the model.
     from_path: `function(space: SpaceFile, data: Path, weights: Path | None) -> Task` over a user's own data.
+    served: `function(space: SpaceFile, data: Path, weights: Path | None) -> Iterable[Inputs]`, batches of a user's own
+    data without labels, for `haq check`; without it those of `from_path` are taken.
     train: `function(space: SpaceFile) -> BatchSource` over the task's training split, for finetuning.
     train_from_path: `function(space: SpaceFile, train: Path, data: Path, weights: Path | None) -> BatchSource` over a
     user's own data for training, none of which may be in `data`, where accuracy is measured.
@@ -85,10 +87,11 @@ class DataTable(_Table):
     task: str | None = None
     weights: str | None = None
     from_path: str | None = None
+    served: str | None = None
     train: str | None = None
     train_from_path: str | None = None
 
-    @field_validator("task", "weights", "from_path", "train", "train_from_path")
+    @field_validator("task", "weights", "from_path", "served", "train", "train_from_path")
     @classmethod
     def _reference(cls, text: str | None) -> str | None:
         return None if text is None else check_reference(text)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from haq.errors import MissingExtra
 from haq.nn.checkpoints import load_state, state_hash
 from haq.nn.models.bert import BertClassifier
-from haq.nn.task import ClassificationTask, split_indices
+from haq.nn.task import ClassificationTask, Inputs, split_indices
 from haq.nn.text_batches import POOL, TextBatches, labelled_batches
-from haq.nn.texts import encode, labelled_task, load_tokenizer, longest, padding_of, read_table, task_of
+from haq.nn.texts import encode, labelled_task, load_tokenizer, longest, padding_of, read_table, task_of, unlabelled
 from haq.nn.training import Recipe, train
 from haq.nn.weights_cache import cached_weights
 from haq.spacefile import SpaceFile
@@ -80,6 +80,11 @@ def task(space: SpaceFile) -> ClassificationTask:
 def user_task(space: SpaceFile, data: Path, weights: Path | None) -> ClassificationTask:
     """The user's own reviews: a tab-separated file with `text` and `label` (0 or negative, 1 or positive)."""
     return labelled_task(data, load_tokenizer(minilm_folder()), CLASSES, longest(space))
+
+
+def served_reviews(space: SpaceFile, data: Path, weights: Path | None) -> list[Inputs]:
+    """The user's own reviews without labels: a tab-separated file with `text`."""
+    return unlabelled(data, load_tokenizer(minilm_folder()), longest(space))
 
 
 def training_batches(space: SpaceFile) -> TextBatches:

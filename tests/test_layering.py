@@ -26,13 +26,23 @@ MAY_IMPORT = {
 }
 """Which packages of HEAVY each folder may use; the core, everything else, none."""
 
-GLUE = {"haq.api", "haq.problems", "haq.finetuning", "haq.exporting", "haq.tracecache", "haq.verifying"}
+GLUE = {
+    "haq.api",
+    "haq.problems",
+    "haq.finetuning",
+    "haq.exporting",
+    "haq.tracecache",
+    "haq.recovering",
+    "haq.verifying",
+    "haq.diagnosing",
+    "haq.checking",
+}
 """The glue between the parts imports the torch side inside its functions, so that importing it stays light."""
 
 LAYERS = (
     {"errors", "resources"},
     {"precision", "workload", "scaling", "techniques", "quality", "racing", "accuracy"},
-    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate"},
+    {"constraints", "candidate", "deployments", "pareto", "expected", "surrogate", "sketch", "activations", "drift"},
     {"terms", "quiet", "linear", "allocate", "sweep"},
     {"grouping", "validation"},
     {
@@ -66,7 +76,7 @@ LAYERS = (
     },
     {"report", "export", "problems", "tracecache", "pricing", "placing", "reasons", "explain", "regret", "deployed"},
     {"verify"},
-    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying"},
+    {"api", "finetuning", "exporting", "fitting", "resolving", "verifying", "diagnosing", "checking", "recovering"},
     {"profiletext"},
     {"cli"},
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import shared_copy
+from haq.nn.sharing import shared_copy
 
 
 class Tangled(nn.Module):

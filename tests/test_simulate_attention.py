@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from haq.errors import InputError
 from haq.nn.calibrate import calibrate
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
 from haq.nn.ptq.layers import QuantizedLayers, Recipe
 from haq.nn.quantizers import cast
+from haq.nn.sharing import shared_copy
 from haq.nn.simulate import Simulator, _Functional, _Rounding, apply
 from haq.nn.trace import trace
 from haq.precision import FORMATS, Assignment, Precision

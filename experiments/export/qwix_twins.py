@@ -7,7 +7,9 @@ Writes experiments/export/qwix.csv; rows of spaces that are not named stay. 32 s
 16, 32 in turn, layer by layer. Weights as haq's default stack rounds them, carried over as codes and scales.
 `codes_anew`: the same rules where qwix rounds the FP32 weights itself, as it does for whoever takes the rules alone.
 error: the largest over all outputs; relative_error: that over the largest output; rms_error: root mean square over
-that of the outputs. quantization_error: of the simulation against FP32, for scale. agreement: same largest output.
+that of the outputs. rounding_rms: the same of what rounding does as the network runs, the tolerance being sqrt(2) of
+that; layer_gap: the largest error of one layer on what haq's layer read, the tolerance being 1, on 8 samples
+(haq/export/qwix_layers.py). quantization_error: of the simulation against FP32. agreement: same largest output.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 
 from haq.export import EXPORTERS
 from haq.export.flax_twins import flax_twin
+from haq.export.qwix_layers import layer_gaps, unrounded
 from haq.export.qwix_provider import HaqProvider
 from haq.export.qwix_run import QwixRun
 from haq.hardware.legalize import legalize
@@ -46,8 +49,8 @@ SPACES = ("mnist_resnet18", "mnist_mobilenet_v3_small", "reviews_minilm", "solar
 SAMPLES = 32
 RESULTS = Path(__file__).parent / "qwix.csv"
 COLUMNS = ["space", "target", "config", "weights", "samples", "error", "relative_error", "rms_error"]
-COLUMNS += ["quantization_error", "agreement_percent", "layers", "rules", "as_asked", "promised_bytes", "stored_bytes"]
-COLUMNS += ["seconds_to_compile"]
+COLUMNS += ["rounding_rms", "layer_gap", "quantization_error", "agreement_percent", "layers", "rules", "as_asked"]
+COLUMNS += ["promised_bytes", "stored_bytes", "seconds_to_compile"]
 Array = NDArray[np.float32]
 
 
@@ -103,7 +106,7 @@ def anew(run: QwixRun, what: Exportable, floats: QwixRun, batches: Sequence[Inpu
     for path, part in _static(run.variables["params"]):
         place = params
         for name in path[:-1]:
-            place = place[name]
+            place = place.setdefault(name, {})  # a product has no float parameter that would be there already
         place[path[-1]] = part
     apply = jax.jit(module.apply)
     return np.concatenate([np.asarray(apply({"params": params}, *run.arrays(batch)), np.float32) for batch in batches])
@@ -149,8 +152,12 @@ def rows(space: str) -> Iterator[dict[str, object]]:
             simulated, floats = answers(what.simulated(), batches), answers(folded, batches)
             about = {"space": space, "target": target, "config": label, "layers": len(workload.layers)}
             got = np.concatenate([run(batch) for batch in batches])
+            rounding = answers(unrounded(what), batches) - simulated
+            gaps = layer_gaps(run, what, first_samples(batches[0], 8))
             yield {
                 **about, "weights": "carried over", **compared(got, simulated, floats),
+                "rounding_rms": f"{np.sqrt((rounding**2).mean() / (simulated**2).mean()):.3g}",
+                "layer_gap": f"{max(max(gap.operand, gap.result) for gap in gaps):.3g}",
                 "rules": len(run.facts["rules"]),
                 "as_asked": sum(run.precisions()[line.layer] == line.asked for line in report.layers),
                 "promised_bytes": size_bytes(workload, executed), "stored_bytes": run.stored_bytes,

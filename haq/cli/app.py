@@ -8,7 +8,22 @@ from collections.abc import Sequence
 
 import click
 
-from haq.cli import calibrate, compare, estimate, export, finetune, listing, measure, results, run, validate, verify
+from haq.cli import (
+    calibrate,
+    check,
+    compare,
+    diagnose,
+    estimate,
+    export,
+    finetune,
+    listing,
+    measure,
+    recover,
+    results,
+    run,
+    validate,
+    verify,
+)
 from haq.cli.process import keep_freed_memory, let_waiting_threads_sleep
 from haq.errors import HaqError
 
@@ -38,7 +53,10 @@ for _command in (
     *calibrate.COMMANDS,
     *measure.COMMANDS,
     *validate.COMMANDS,
+    *check.COMMANDS,
     *verify.COMMANDS,
+    *diagnose.COMMANDS,
+    *recover.COMMANDS,
 ):
     cli.add_command(_command)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from haq.cli.show import echo, echo_json, json_option, table
-from haq.fitting import Calibration
-from haq.fitting import calibrate as run_calibration
-from haq.hardware.calibrate import FitResult
-from haq.hardware.calibration import Fit
-from haq.profiletext import calibrated_text, summary
 from haq.textfile import write_file
+
+if TYPE_CHECKING:  # fitting loads scipy, which no other command needs
+    from haq.fitting import Calibration
+    from haq.hardware.calibrate import FitResult
+    from haq.hardware.calibration import Fit
 
 
 @click.command()
@@ -31,6 +31,9 @@ def calibrate(profile: str, measurements: Path, out: Path | None, *, as_json: bo
     or a run directory, of which what `haq verify --record` measured is taken.
     Nothing is written without --out, which may be PROFILE itself.
     """
+    from haq.fitting import calibrate as run_calibration
+    from haq.profiletext import calibrated_text, summary
+
     found = run_calibration(profile, measurements)
     parameters = summary(found)
     if out is not None:

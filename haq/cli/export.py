@@ -26,15 +26,16 @@ SOURCES = ("space", "model", "weights", "data")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Again, if the search had your own model.")
 @click.option("--weights", help="Again, if the search was given weights.")
 @click.option("--data", help="Again, if the search was given data.")
+@click.option("--ladder/--no-ladder", default=True, help="Whether its config gets steps to recover by. [ladder]")
 @json_option
-def export_command(config: Path, format_: str, out: Path, *, as_json: bool, **flags: str | None) -> None:
+def export_command(config: Path, format_: str, out: Path, *, ladder: bool, as_json: bool, **flags: str | None) -> None:
     """Write the network of CONFIG, quantized as it says, for the runtime that will execute it.
 
     Ends with a loss report: per layer what was asked, what the format can hold, and what was written.
     """
     asked = {key: value for key, value in flags.items() if value is not None}
     sources = {key: asked.pop(key) for key in SOURCES if key in asked}
-    report = export(config, format_, out, sources, asked)
+    report = export(config, format_, out, sources, asked, ladder=ladder)
     if as_json:
         echo_json(report.to_json())
         return

@@ -38,6 +38,60 @@ def shown_progress() -> Iterator[Callable[[Event], None]]:
         yield _Bar(bar)
 
 
+@contextmanager
+def shown_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """The function that a piece of work reports to: what is done, how much of it, of how much; 0 of 0 is unknown.
+
+    A terminal shows a bar, a log a line for each kind of work and every LOG_EVERY_S; both with the time left, as far
+    as the pace so far tells.
+    """
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _StepLog()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, left="")
+        pace = _Pace()
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None, left=pace.left(done, total))
+
+        yield update
+
+
+class _Pace:
+    """How long is left; it changes because it remembers when counting began."""
+
+    def __init__(self) -> None:
+        self._start_s: float | None = None
+
+    def left(self, done: int, total: int) -> str:
+        """`12 s left`, or nothing before anything is done."""
+        now = time.monotonic()
+        if self._start_s is None or not total or not done:
+            self._start_s = now
+            return ""
+        return f"{duration((now - self._start_s) / done * (total - done))} left" if done and done < total else ""
+
+
+class _StepLog:
+    """Writes steps that are counted to a log, at a modest rate; it changes because it knows what it last wrote, when.
+
+    Steps of unknown length come first and may fail: an error stays one line.
+    """
+
+    def __init__(self) -> None:
+        self._last_s, self._what, self._pace = -LOG_EVERY_S, "", _Pace()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now, left = time.monotonic(), self._pace.left(done, total)
+        if not done or not total or (what == self._what and now - self._last_s < LOG_EVERY_S):
+            return
+        self._last_s, self._what = now, what
+        click.echo(f"{what} {done}/{total}{', ' + left if left else ''}", err=True)
+
+
 class _Bar:
     """Draws events in a terminal; it changes because the bar does."""
 

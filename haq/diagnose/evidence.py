@@ -26,6 +26,7 @@ class OperandEvidence:
     codes_used: share of the codes that some number takes. clipped_share: of numbers beyond the range by more than half
     a step; calibrated_clipped_share: the same of calibration data. overflow_share, underflow_share: of numbers that
     become infinite, or zero though they are not, in the format. edges, counts: (bins + 1,), (bins,) histogram.
+    calibrated_beyond_share: of calibration data, zeros left out, beyond what is seen now; None without a summary.
     """
 
     layer: str
@@ -47,6 +48,7 @@ class OperandEvidence:
     not_finite: int
     edges: Floats = field(repr=False)
     counts: Floats = field(repr=False)
+    calibrated_beyond_share: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,8 @@ class WeightEvidence:
     tensor_sqnr_db: with the best one scale for all. scales: (channels,) as stored, of groups the largest; empty for
     float formats. channel_largest: (channels,) magnitudes in FP32. lost_channels: those that are not zero in FP32 and
     have a scale of zero or below the smallest normal number of `scale_format`; dead_channels: zero in FP32.
+    gain: (channels,) least-squares factor from FP32's weight to the one in use; gain_share: what these factors explain
+    of the error's power.
     """
 
     layer: str
@@ -69,6 +73,8 @@ class WeightEvidence:
     scale_format: Format
     lost_channels: tuple[int, ...]
     dead_channels: tuple[int, ...]
+    gain: Floats = field(default_factory=lambda: np.ones(0))
+    gain_share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +136,7 @@ class Evidence:
     """Everything that detectors look at, but for the costs.
 
     executed: what each layer runs in. layers: by name, in the workload's order. samples: how many were looked at.
+    forced_bits_lost: layer -> how many of 8 bits the op behind it lost, where a target forces it to integers.
     """
 
     workload: Workload
@@ -137,3 +144,4 @@ class Evidence:
     layers: Mapping[str, LayerEvidence]
     joins: tuple[JoinEvidence, ...]
     samples: int
+    forced_bits_lost: Mapping[str, float] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from haq.export.onnx_neighbours import text
 from haq.export.onnx_values import DOMAIN, IR, OPSET, without_dead_nodes
 from haq.nn.checkpoints import weights_hash
 from haq.nn.exportable import Exportable
-from haq.nn.instrument import shared_copy
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward, logits_of
 from haq.nn.tuned import joined, part
 from haq.nn.visible import instrument_visibly

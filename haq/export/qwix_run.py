@@ -46,11 +46,11 @@ class QwixRun:
         checked([Rule(**rule) for rule in self.facts["rules"]], sorted(modules))
         self._provider = HaqProvider([qwix.QuantizationRule(**rule) for rule in self.facts["rules"]])
         self.variables = load_params(file)
-        module = qwix.quantize_model(flax_twin(model, self.facts["dtypes"]), self._provider)
-        self.compiled = jax.jit(module.apply)
+        self.module = qwix.quantize_model(flax_twin(model, self.facts["dtypes"]), self._provider)
+        self.compiled = jax.jit(self.module.apply)
         shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self.arrays(example, read=False)]
         try:
-            jax.eval_shape(module.apply, self.variables, *shapes)
+            jax.eval_shape(self.module.apply, self.variables, *shapes)
         except (FlaxError, TypeError) as error:
             got = str(error).splitlines()[0][:160]
             raise InputError("the parameters are not of this network", where=str(file), got=got) from None

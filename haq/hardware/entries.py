@@ -107,14 +107,23 @@ class Entries:
 
 def fill(workload: Workload, profile: HardwareProfile, batch: int, bits: Sequence[int], scaling: Scaling) -> Entries:
     """The entries for a level per bit-width, each in the precision that it is executed in, priced by the slow path."""
-    kernels, setting = plan(workload, profile, batch)
     executed = tuple(
         tuple(execution(profile, layer, meaning(profile, layer, b, scaling))[0] for b in bits)
         for layer in workload.layers
     )
+    return fill_levels(workload, profile, batch, executed)
+
+
+def fill_levels(
+    workload: Workload, profile: HardwareProfile, batch: int, executed: tuple[tuple[Precision, ...], ...]
+) -> Entries:
+    """The entries for levels of one's own. executed: per layer, what each level runs in; for all layers as many, at
+    most BASE, and the target must execute them."""
+    kernels, setting = plan(workload, profile, batch)
+    levels = len(executed[0]) if executed else 1
     index: dict[str | None, int] = {name: i for i, name in enumerate(workload.layer_names)}
     index[None] = len(executed)
-    precisions = (*executed, (FP32,) * len(bits))
+    precisions = (*executed, (FP32,) * levels)
     ordered = sorted(kernels, key=lambda kernel: kernel.head is None)
     read = [(k, r) for k in kernels for r in k.reads if r.source is not None and kernels[r.source].anchor != k.anchor]
     writers = [kernels[r.source] for _, r in read if r.source is not None]
@@ -127,10 +136,10 @@ def fill(workload: Workload, profile: HardwareProfile, batch: int, bits: Sequenc
         executed=executed,
         kernels=np.array([_kernel_rows(k, precisions[index[k.anchor]], setting) for k in ordered]),
         anchors=np.array([index[k.anchor] for k in ordered], dtype=np.intp),
-        reads=np.array(passed).reshape(-1, len(bits), len(bits), 3),
+        reads=np.array(passed).reshape(-1, levels, levels, 3),
         ends=np.array(ends, dtype=np.intp).reshape(-1, 2),
         per_inference_ms=1e3 * profile.overhead.inference.si,
-        stored_bytes=_own_bytes(workload.layers, executed).reshape(-1, len(bits)),
+        stored_bytes=_own_bytes(workload.layers, executed).reshape(-1, levels),
         shared=(*_tied_weights(workload.layers, executed), *_tied_biases(workload.layers, executed)),
         fixed_bytes=workload.unquantized_parameters * UNQUANTIZED_BYTES,
         lives=_lives(kernels, [index[k.anchor] for k in kernels], precisions, workload),

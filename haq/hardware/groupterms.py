@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from haq.hardware.entries import Floats, Indices
+from haq.hardware.entries import Entries, Floats, Indices
 from haq.hardware.table import CostTable
 from haq.precision import BIT_WIDTHS
 from haq.space import SearchSpace
@@ -41,17 +41,21 @@ def group_terms(table: CostTable, space: SearchSpace) -> GroupTerms:
     """
     assert table.bits == BIT_WIDTHS, "the space's bit-widths must be levels of the table"
     group_of = {layer: i for i, group in enumerate(space.groups) for layer in group.layers}
-    places = _Places(
-        np.array([*(group_of[layer] for layer in table.layers), -1], dtype=np.intp),
-        tuple(np.array([BIT_WIDTHS.index(bits) for bits in group.bits], dtype=np.intp) for group in space.groups),
-    )
-    figures = {name: _sum(table, places, kind) for kind, name in enumerate(SUMS)}
-    return GroupTerms({"size_bytes": _size(table, places), **figures}, _peak(table, places))
+    levels = [[BIT_WIDTHS.index(bits) for bits in group.bits] for group in space.groups]
+    return terms_of(table.entries, table.batch, [group_of[layer] for layer in table.layers], levels)
 
 
-def _sum(table: CostTable, places: _Places, kind: int) -> Terms:
+def terms_of(entries: Entries, batch: int, group_of: Sequence[int], levels: Sequence[Sequence[int]]) -> GroupTerms:
+    """The same of any entries. group_of: per layer, its group; levels: per group, the entries' level of each of its
+    levels. Layers that share bytes must be in one group."""
+    places = _Places(np.array([*group_of, -1], dtype=np.intp), tuple(np.array(row, dtype=np.intp) for row in levels))
+    figures = {name: _sum(entries, places, kind) for kind, name in enumerate(SUMS)}
+    return GroupTerms({"size_bytes": _size(entries, places), **figures}, _peak(entries, batch, places))
+
+
+def _sum(entries: Entries, places: _Places, kind: int) -> Terms:
     """kind: the last index of the entries. Reads within one group are its own terms, those of glue the other end's."""
-    entries, unary = table.entries, places.zeros()
+    unary = places.zeros()
     constant = entries.per_inference_ms if kind == 0 else 0.0
     pairs: dict[Pair, Floats] = {}
     for layer, row in zip(entries.anchors, entries.kernels[:, :, kind], strict=True):
@@ -74,23 +78,23 @@ def _sum(table: CostTable, places: _Places, kind: int) -> Terms:
     return Terms(float(constant), tuple(unary), {key: matrix for key, matrix in pairs.items() if np.any(matrix != 0)})
 
 
-def _size(table: CostTable, places: _Places) -> Terms:
-    entries, unary = table.entries, places.zeros()
+def _size(entries: Entries, places: _Places) -> Terms:
+    unary = places.zeros()
     for layer, row in enumerate(entries.stored_bytes):
         group = places.group_of[layer]
         unary[group] += row[places.levels[group]]
     for shared in entries.shared:
         group, *others = {int(places.group_of[layer]) for layer in shared.layers}
         assert not others, "layers that share bytes share a choice"
-        by_layer = np.zeros((len(table.layers), len(places.levels[group])), dtype=np.uint8)
+        by_layer = np.zeros((len(entries.executed), len(places.levels[group])), dtype=np.uint8)
         by_layer[list(shared.layers)] = places.levels[group]
         unary[group] += shared.total_bytes(by_layer)
     return Terms(float(entries.fixed_bytes), tuple(unary))
 
 
-def _peak(table: CostTable, places: _Places) -> tuple[Terms, ...]:
+def _peak(entries: Entries, batch: int, places: _Places) -> tuple[Terms, ...]:
     """The steps of the schedule at which the most may be live, for some choice."""
-    lives, batch = table.entries.lives, table.batch
+    lives = entries.lives
     steps, widest = len(lives.until), max((len(levels) for levels in places.levels), default=1)
     # (steps, groups + 1, levels): the last row is of what no choice changes, so that a step is one table.
     live = np.zeros((steps, len(places.levels) + 1, widest))

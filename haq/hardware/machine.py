@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from haq.errors import InputError
 from haq.hardware.figures import (
     Bandwidth,
     BitEnergy,
@@ -34,12 +36,37 @@ def _known_glue(kind: str) -> str:
 
 GlueKind = Annotated[str, AfterValidator(_known_glue)]
 
+PAIRS = "int16-pairs"
+"""Two neighbouring products of u8 and s8 are added in a saturating int16 and these sums in an int32 (vpmaddubsw, SSSE3
+to AVX-512BW), where VNNI adds four products in an int32: Intel Intrinsics Guide; oneDNN, "Nuances of int8
+computations"."""
+
+
+def accumulator_bits(named: str) -> int:
+    """Of a signed accumulator: 32 of `int32` and of what `int16-pairs` go into; raises InputError on an unknown one."""
+    found = re.fullmatch(r"int(\d+)", named)
+    if named != PAIRS and (found is None or not 2 <= int(found[1]) <= 63):
+        raise InputError("unknown accumulator", got=named, expected=f"int32, intN with 2 to 63 bits, or {PAIRS}")
+    return 32 if found is None else int(found[1])
+
+
+def _known_accumulator(named: str) -> str:
+    try:
+        accumulator_bits(named)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return named
+
 
 class Arithmetic(Strict):
-    """A multiply-accumulate unit. peak: two operations per multiply-accumulate. passes: products per product asked."""
+    """A multiply-accumulate unit. peak: two operations per multiply-accumulate. passes: products per product asked.
+
+    accumulator: what products of integers are summed in: `int32`, `intN` with any other number of bits, `int16-pairs`.
+    """
 
     peak: Rate
     passes: Count | None = None
+    accumulator: Annotated[str, AfterValidator(_known_accumulator)] = "int32"
 
 
 class Memory(Strict):

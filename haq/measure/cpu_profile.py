@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from haq.hardware.machine import OP_CLASSES
+from haq.doctor import features_of
+from haq.hardware.machine import OP_CLASSES, PAIRS
 from haq.measure.device import EXPECTED, Document, Limits, new_figure, new_size
 from haq.measure.machine import Machine
 
@@ -18,10 +19,12 @@ def cpu_document(machine: Machine, threads: int, runtime: str, limits: Limits) -
     """The document with every free figure at what is expected of it."""
     unit = f"{threads} threads" if threads > 1 else "one thread"
     where = f"{machine.cpu}, {unit}, {runtime}"
-    fastest = {
+    fastest: Document = {
         row: {"peak": new_figure(rate / 1e9, "GFLOP/s", f"the fastest kernel timed on {where}", "measured", 0.05)}
         for row, rate in limits.operations_per_s.items()
     }
+    if "int8" in fastest and sums_in_pairs(machine.flags):
+        fastest["int8"]["accumulator"] = PAIRS
     return {
         "title": f"{machine.cpu}, {unit}",
         "device_unit": unit,
@@ -60,6 +63,16 @@ def cpu_document(machine: Machine, threads: int, runtime: str, limits: Limits) -
             "source": GRAPH,
         },
     }
+
+
+def sums_in_pairs(flags: frozenset[str]) -> bool:
+    """Whether ONNX Runtime's kernels for u8 x s8 saturate on a CPU with these flags: x86 with AVX2 and no VNNI.
+
+    Source: MLAS chooses its kernels by them (platform.cpp); below AVX2 those of Linux widen codes to 16 bits first
+    (qgemm_kernel_sse.cpp).
+    """
+    features = features_of(flags)
+    return features.get("avx2", False) and not features["vnni"]
 
 
 def _formats() -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from haq.errors import InputError, lookup
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
 from haq.nn.observers import BINS, DEFAULT_OBSERVER, OBSERVERS, Histograms
 from haq.nn.quantizers import ActivationQuantizer, affine_parameters, largest_code
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, batch_size, forward, hash_inputs
 from haq.precision import FORMATS, Format
 from haq.techniques import DEFAULT, Stack
@@ -80,21 +81,25 @@ def calibrate(
     lookup(OBSERVERS, observer, "observer")
     data = tuple(batches)
     check_data(data, workload)
+    operands, functional, histograms = observed(model, workload, data, workload.layer_names)
+    samples = sum(batch_size(inputs) for inputs in data)
+    return Calibration(observer, stack, samples, hash_inputs(data), data, operands, functional, histograms)
+
+
+def observed(
+    model: nn.Module, workload: Workload, data: Sequence[Inputs], layers: Collection[str]
+) -> tuple[tuple[Operand, ...], frozenset[str], Histograms]:
+    """What the named layers read: their operands, which of the layers are functional, and a histogram per operand.
+
+    Raises InputError on data that does not fit the model, on operands that become infinite or NaN, and on layers that
+    the data never reaches.
+    """
     ranges = _Ranges()
-    _run(model, workload, data, ranges)
-    _check_reached(workload, ranges.reached)
-    histograms = _Counts(ranges)
-    _run(model, workload, data, histograms)
-    return Calibration(
-        observer,
-        stack,
-        sum(batch_size(inputs) for inputs in data),
-        hash_inputs(data),
-        data,
-        tuple(ranges.low),
-        frozenset(ranges.functional),
-        histograms.result(),
-    )
+    _run(model, workload, data, ranges, layers)
+    _check_reached(workload, layers, ranges.reached)
+    counts = _Counts(ranges)
+    _run(model, workload, data, counts, layers)
+    return tuple(ranges.low), frozenset(ranges.functional), counts.result()
 
 
 class _Ranges:
@@ -167,13 +172,15 @@ class _Counts:
         return Histograms(self._low, self._high, self._counts, self._zeros)
 
 
-def _run(model: nn.Module, workload: Workload, data: Sequence[Inputs], probe: _Ranges | _Counts) -> None:
-    observed = shared_copy(model)
-    instrument_ops(observed, workload, probe, frozenset(workload.layer_names))
+def _run(
+    model: nn.Module, workload: Workload, data: Sequence[Inputs], probe: _Ranges | _Counts, layers: Collection[str]
+) -> None:
+    watched = shared_copy(model)
+    instrument_ops(watched, workload, probe, layers)
     with torch.inference_mode():
         for number, inputs in enumerate(data):
             try:
-                forward(observed, inputs)
+                forward(watched, inputs)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise InputError(
                     f"the model does not take the calibration data: {error}",
@@ -204,14 +211,14 @@ def check_data(data: Sequence[Inputs], workload: Workload) -> None:
                 )
 
 
-def _check_reached(workload: Workload, reached: set[str]) -> None:
-    missing = [name for name in workload.layer_names if name not in reached]
+def _check_reached(workload: Workload, layers: Collection[str], reached: set[str]) -> None:
+    missing = [name for name in layers if name not in reached]
     if missing:
         raise InputError(
             "the calibration data never reaches a layer",
             where=workload.name,
             got=", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
-            expected=f"all {len(workload.layers)} layers to run",
+            expected=f"all {len(layers)} layers to run",
             way_out="calibrate with inputs that take every branch",
         )
 

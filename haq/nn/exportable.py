@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from haq.configfile import executed_assignment, read_config
 from haq.errors import InputError
 from haq.nn.bundle import Bundle, load_bundle
-from haq.nn.calibrate import Operand
+from haq.nn.calibrate import Calibration, Operand
 from haq.nn.fold import fold_batch_norm
 from haq.nn.lsq import Stored
 from haq.nn.observers import DEFAULT_OBSERVER
@@ -20,6 +20,7 @@ from haq.nn.prepare import Quantization, quantizable
 from haq.nn.ptq.structure import restructured
 from haq.nn.quantizers import ActivationQuantizer
 from haq.nn.simulate import Simulator
+from haq.nn.smoothed import with_smoothing
 from haq.nn.task import Inputs, Task
 from haq.nn.trace import trace
 from haq.nn.tune_config import check_same
@@ -37,7 +38,8 @@ class Exportable:
 
     config: the content of a haq.config/v1 file. model: FP32 in eval mode, batch norm folded, restructured as the
     config's techniques say. executed: layer -> Precision. numbers: all that is deployed of the layers; what they leave
-    out (norms, positions) is the model's. example: a batch of one. task: the data, where there are any.
+    out (norms, positions) is the model's. example: a batch of one. task: the data, where there are any. calibration:
+    what the numbers were made from, where they were made now; absent where they come from a file.
     """
 
     config: Mapping[str, Any]
@@ -47,6 +49,7 @@ class Exportable:
     numbers: Tuned
     example: Inputs
     task: Task | None
+    calibration: Calibration | None = None
 
     def simulated(self) -> nn.Module:
         """A model that computes what haq measured."""
@@ -77,16 +80,17 @@ def exportable(raw: Mapping[str, Any], bundle: Bundle, config: Path) -> Exportab
     model = fold_batch_norm(bundle.model, bundle.example)
     workload = trace(model, bundle.example, name=bundle.name)
     check_ties(workload, executed)
-    how = how_quantized(raw)
+    how, calibration = how_quantized(raw), None
     if "parameters" in raw:
         batches = () if bundle.task is None else tuple(bundle.task.calibration())
         model = restructured(model, workload, how.stack, batches)
-        numbers = read_tuned(config, raw, workload)
+        numbers = read_tuned(config, raw, workload, model)
+        model = with_smoothing(model, numbers.smoothing)
     else:
         assert bundle.task is not None, "a bundle without a task cannot be calibrated"
         simulator = quantizable(model, workload, tuple(bundle.task.calibration()), how)
-        model, numbers = simulator.model, numbers_of(simulator, executed)
-    return Exportable(raw, model.eval(), workload, executed, numbers, bundle.example, bundle.task)
+        model, numbers, calibration = simulator.model, numbers_of(simulator, executed), simulator.calibration
+    return Exportable(raw, model.eval(), workload, executed, numbers, bundle.example, bundle.task, calibration)
 
 
 def executable(raw: Mapping[str, Any], where: str) -> Assignment:

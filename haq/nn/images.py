@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 # The statistics that torchvision's ImageNet weights were trained with.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Triple = tuple[float, float, float]
 CENTRE = (0.5, 0.5, 0.5)
 RESIZE_OVER_CROP = 256 / 224
 SPLIT_SEED = 0
@@ -152,6 +153,28 @@ def centred_image_folder_task(space: SpaceFile, data: Path, weights: Path | None
     """The same with channels from -1 to 1, as networks that come from TensorFlow take them."""
     task = image_folder_task(space, data, weights)
     return replace(task, mean=CENTRE, deviation=CENTRE)
+
+
+def served_images(space: SpaceFile, data: Path, weights: Path | None) -> Iterator[Inputs]:
+    """Batches of all images under a folder, in subfolders or not, prepared as for the task; no labels are needed.
+
+    Raises InputError on a folder without images and on a file that is no image.
+    """
+    return _served(space, data, MEAN, DEVIATION)
+
+
+def centred_served_images(space: SpaceFile, data: Path, weights: Path | None) -> Iterator[Inputs]:
+    """The same with channels from -1 to 1, as networks that come from TensorFlow take them."""
+    return _served(space, data, CENTRE, CENTRE)
+
+
+def _served(space: SpaceFile, data: Path, mean: Triple, deviation: Triple) -> Iterator[Inputs]:
+    files = tuple(sorted(f for f in data.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()))
+    if not files:
+        raise InputError("no images", where=str(data), got="0 files", expected="a folder of images")
+    side = space.model.inputs[0].shape[-1]
+    task = ImageFolderTask(data, (), files, (0,) * len(files), {}, side, "", mean=mean, deviation=deviation)
+    return (task._batch(part).inputs for part in _parts(range(len(files))))
 
 
 def read_image(file: Path, side: int) -> Tensor:

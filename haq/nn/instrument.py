@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,36 +33,20 @@ class Probe(Protocol):
     def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor: ...
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every parameter and buffer with the original: milliseconds, no memory."""
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    plain = [module for module in model.modules() if _is_plain(type(module))]
-    for module in plain:
-        memo[id(module)] = type(module).__new__(type(module))
-    for module in plain:
-        # What deepcopy would do, but for the dozen empty hook tables of every module, which take most of its time.
-        vars(memo[id(module)]).update(
-            (name, value if isinstance(value, _UNCHANGING) else _copied(name, value, memo))
-            for name, value in vars(module).items()
-            if name != "_compiled_call_impl"  # bound to the original; torch leaves it out of copies too
-        )
-    return copy.deepcopy(model, memo)
+Again = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+"""(operands, weight as the workload has it) -> what the op that has just run makes of them; its bias stays. Without a
+weight the op keeps its own; of an embedding the operands stay."""
 
 
-def _is_plain(cls: type[nn.Module]) -> bool:
-    """Whether nothing in the class changes what a copy is."""
-    names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__slots__")
-    own = [base for base in cls.__mro__ if base not in (nn.Module, object)]
-    return not any(name in vars(base) for base in own for name in names)
+@runtime_checkable
+class Repeater(Protocol):
+    """A probe that also wants to run a layer's op on other numbers: `product` is called before `output`."""
+
+    def product(self, layer: str, again: Again) -> None: ...
 
 
-def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
-    return type(value)() if name in _OWN_TABLES and not value else copy.deepcopy(value, memo)
-
-
-_UNCHANGING = (bool, int, float, str, type(None))
-_OWN_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
-"""The tables that every module has for itself: hooks, parameters, buffers, children."""
+Listener = Callable[[str, int, Tensor], None]
+"""Is told (layer, index, operand) before the operand is rounded, and changes nothing."""
 
 
 def instrument_modules(
@@ -95,6 +78,22 @@ def instrument_ops(model: nn.Module, workload: Workload, probe: Probe, layers: C
     For any model, functional layers and attention products included; ops are named exactly as the tracer names them.
     """
     model.forward = _WatchedForward(model, workload, probe, frozenset(layers))
+
+
+def followed(model: nn.Module) -> list[Listener] | None:
+    """Who else is told the operands of a model that `instrument_ops` follows: append to it; None of any other model.
+
+    Layers outside of the probe's are not told of.
+    """
+    return model.forward.listeners if isinstance(model.forward, _WatchedForward) else None
+
+
+def is_instrumented(model: nn.Module) -> bool:
+    """Whether a probe is attached, as to every quantized model."""
+    if followed(model) is not None:
+        return True
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), _LayerHooks) for hook in hooks)
 
 
 class _LayerHooks:
@@ -136,19 +135,31 @@ class _WatchedForward:
     def __init__(self, model: nn.Module, workload: Workload, probe: Probe, layers: frozenset[str]) -> None:
         functools.update_wrapper(self, model.forward)
         self._model, self._forward, self._probe, self._layers = model, model.forward, probe, layers
+        self.listeners: list[Listener] = []
         self._known = frozenset(workload.layer_names) | frozenset(workload.constant_products)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with as_traced(), running(self._model) as sites, _Ops(sites, self._probe, self._known, self._layers):
+        with as_traced(), running(self._model) as sites, self._ops(sites):
             return self._forward(*args, **kwargs)
+
+    def _ops(self, sites: Sites) -> _Ops:
+        return _Ops(sites, self._probe, self._known, self._layers, self.listeners)
 
 
 class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows the probe every multiplying op of one forward pass. It changes while the model runs: see `_product`."""
 
-    def __init__(self, sites: Sites, probe: Probe, known: frozenset[str], layers: frozenset[str]) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        probe: Probe,
+        known: frozenset[str],
+        layers: frozenset[str],
+        listeners: Sequence[Listener],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sites, self._probe, self._known, self._layers = sites, probe, known, layers
+        self._listeners = tuple(listeners)
         self._product: tuple[str, Tensor] | None = None  # the last layer and its result, which may yet get its bias
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -159,7 +170,10 @@ class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if site is not None and site.name not in self._known:
                 raise _runs_too_often(site.name)
             if site is not None and site.name in self._layers:
-                result = self._probe.output(site.name, func(*self._changed(site, op, args), **kwargs))
+                changed = self._changed(site, op, args)
+                if isinstance(self._probe, Repeater):
+                    self._probe.product(site.name, functools.partial(_again, site, func, changed, kwargs))
+                result = self._probe.output(site.name, func(*changed, **kwargs))
                 self._product = site.name, result
                 return result
         elif op in ("aten.add", "aten.add_") and self._product is not None and self._is_bias(*args[:2]):
@@ -170,6 +184,8 @@ class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         changed = list(args)
         if op != "aten.embedding":
             for index, position in enumerate(site.activations):
+                for listener in self._listeners:
+                    listener(site.name, index, args[position])
                 changed[position] = self._probe.operand(site.name, index, args[position])
         if site.weight is not None and not site.in_module:
             weight, axis = args[site.weight], _channel_axis(op, site.weight, args)
@@ -221,6 +237,23 @@ def as_traced() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _again(
+    site: Site, func: Any, args: Sequence[Any], kwargs: Any, operands: Sequence[Tensor], weight: Tensor | None
+) -> Tensor:
+    """The op's result with other operands and another weight, (outputs, inputs, ...), in place of those in `args`."""
+    changed, op = list(args), _name(func)
+    if op != "aten.embedding":
+        for position, x in zip(site.activations, operands, strict=True):
+            changed[position] = x
+    if weight is not None:
+        assert site.weight is not None
+        old = args[site.weight]
+        is_turned = op not in ("aten.convolution", "aten.embedding") and _channel_axis(op, site.weight, tuple(args)) > 0
+        changed[site.weight] = (weight.t() if is_turned else weight).expand_as(old)
+    result: Tensor = func(*changed, **kwargs)
+    return result
 
 
 def _channel_axis(op: str, weight: int, args: tuple[Any, ...]) -> int:

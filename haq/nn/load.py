@@ -19,6 +19,7 @@ from haq.nn.exportable import how_quantized
 from haq.nn.fold import fold_batch_norm
 from haq.nn.ptq.structure import restructured
 from haq.nn.simulate import apply
+from haq.nn.smoothed import with_smoothing
 from haq.nn.task import Inputs, first_samples
 from haq.nn.trace import trace
 from haq.nn.tuned import build_tuned, read_tuned
@@ -64,8 +65,9 @@ def load(
         check_data(batches, workload)
     changed = restructured(folded, workload, how.stack, batches)
     if chosen.parameters is not None:
-        tuned = read_tuned(chosen.folder / "config", content, workload)
-        return copy.deepcopy(build_tuned(changed, workload, chosen.layers, tuned))
+        tuned = read_tuned(chosen.folder / "config", content, workload, changed)
+        smoothed = with_smoothing(changed, tuned.smoothing)
+        return copy.deepcopy(build_tuned(smoothed, workload, chosen.layers, tuned))
     ranges = calibrate(changed, workload, batches, observer=how.observer, stack=how.stack)
     return apply(changed, workload, chosen.layers, ranges)
 

@@ -8,10 +8,10 @@ from torch.func import functional_call
 
 from haq.errors import InputError
 from haq.nn.calibrate import Calibration, Operand
-from haq.nn.instrument import shared_copy
 from haq.nn.lsq import LearnedBias, LearnedOperand, LearnedWeight, Stored, round_to_format
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import executed_weight, largest_by_channel
+from haq.nn.sharing import shared_copy
 from haq.nn.simulate import Simulator
 from haq.nn.tuned import Tuned, bias_key, check_ties, joined, operands, part
 from haq.nn.visible import instrument_visibly

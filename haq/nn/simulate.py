@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from haq.errors import InputError
 from haq.nn.calibrate import Calibration, Operand
-from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
+from haq.nn.instrument import instrument_modules, instrument_ops
 from haq.nn.ptq.layers import QuantizedLayers, Recipe, arithmetic
 from haq.nn.ptq.per_token import round_per_token
 from haq.nn.ptq.stored import StoredLayer
 from haq.nn.quantizers import cast
+from haq.nn.sharing import shared_copy
 from haq.nn.sole_readers import clamps, sole_readers
 from haq.precision import FORMATS, Assignment, Format, Precision
 from haq.workload import LayerSpec, Workload

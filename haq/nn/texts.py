@@ -17,7 +17,7 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from haq.errors import InputError
 from haq.nn.models.bert import class_names, read_config
-from haq.nn.task import Batch, ClassificationTask, hash_inputs, split_indices
+from haq.nn.task import Batch, ClassificationTask, Inputs, hash_inputs, split_indices
 from haq.spacefile import SpaceFile
 
 SPLIT_SEED = 0
@@ -42,6 +42,21 @@ def text_task(space: SpaceFile, data: Path, weights: Path | None) -> Classificat
     """
     folder = tokenizer_folder(weights)
     return labelled_task(data, load_tokenizer(folder), class_names(read_config(folder)), longest(space))
+
+
+def served_texts(space: SpaceFile, data: Path, weights: Path | None) -> list[Inputs]:
+    """Batches of the texts in a tab-separated file with a column `text`; no labels are needed."""
+    return unlabelled(data, load_tokenizer(tokenizer_folder(weights)), longest(space))
+
+
+def unlabelled(path: Path, tokenizer: Tokenizer, longest: int) -> list[Inputs]:
+    """The `text` column of a file as batches; raises InputError on no texts."""
+    rows = read_table(path, ("text",))
+    if not rows:
+        raise InputError("no texts", where=str(path), got="0 rows", expected="rows below the header")
+    tokens = encode(tokenizer, [row.values[0] for row in rows], longest)
+    made = batches(tokens, np.zeros(len(rows), dtype=np.int64), range(len(rows)), pad=padding_of(tokenizer))
+    return [batch.inputs for batch in made]
 
 
 def tokenizer_folder(weights: Path | None) -> Path:

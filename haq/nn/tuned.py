@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from haq.configfile import executed_assignment, read_config
 from haq.errors import InputError
 from haq.nn.calibrate import Operand
-from haq.nn.instrument import instrument_modules, instrument_ops, shared_copy
+from haq.nn.instrument import instrument_modules, instrument_ops
 from haq.nn.lsq import Stored
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.ptq.per_token import round_per_token
 from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, cast, executed_weight
+from haq.nn.sharing import shared_copy
+from haq.nn.smoothed import with_smoothing
 from haq.nn.tensorfile import read_tensors, write_tensors
 from haq.precision import Assignment, Precision
 from haq.workload import LayerSpec, Workload
@@ -35,13 +37,15 @@ class Tuned:
 
     weights: state-dict key (with its rows, for a part of a packed parameter) -> codes and scales, or the float weight
     before its cast. biases: state-dict key -> (channels,) fp32. quantizers: operand -> its integer quantizer.
-    functional: the layers whose op runs outside the module that owns the weight.
+    functional: the layers whose op runs outside the module that owns the weight. smoothing: module -> what its input is
+    multiplied by beyond the config's techniques, its weight divided: the numbers are of `with_smoothing(model, ...)`.
     """
 
     weights: Mapping[str, Stored]
     biases: Mapping[str, Tensor]
     quantizers: Mapping[Operand, ActivationQuantizer]
     functional: frozenset[str]
+    smoothing: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_tuned(config: Path, model: nn.Module, workload: Workload) -> nn.Module:
@@ -52,7 +56,8 @@ def load_tuned(config: Path, model: nn.Module, workload: Workload) -> nn.Module:
     """
     raw = read_config(config)
     executed = executed_assignment(raw)
-    return build_tuned(model, workload, executed, read_tuned(config, raw, workload))
+    tuned = read_tuned(config, raw, workload, model)
+    return build_tuned(with_smoothing(model, tuned.smoothing), workload, executed, tuned)
 
 
 def build_tuned(
@@ -175,14 +180,18 @@ def tensors_of(tuned: Tuned) -> dict[str, Tensor]:
         else:
             tensors[f"weight/{key}"] = stored
     tensors |= {f"bias/{key}": value for key, value in tuned.biases.items()}
+    tensors |= {f"smoothing/{name}": factors for name, factors in tuned.smoothing.items()}
     for (layer, index), quantizer in tuned.quantizers.items():
         tensors[f"activation_scale/{layer}:{index}"] = torch.tensor(quantizer.scale, dtype=torch.float32)
         tensors[f"activation_zero_point/{layer}:{index}"] = torch.tensor(quantizer.zero_point, dtype=torch.int32)
     return tensors
 
 
-def read_tuned(config: Path, raw: Mapping[str, Any], workload: Workload) -> Tuned:
-    """The numbers beside a config whose content is `raw`; raises InputError when they are absent or not its own."""
+def read_tuned(config: Path, raw: Mapping[str, Any], workload: Workload, model: nn.Module | None = None) -> Tuned:
+    """The numbers beside a config whose content is `raw`; raises InputError when they are absent or not its own.
+
+    model: the network of the config, whose own numbers layers take that a recovery step has raised to floats.
+    """
     if "parameters" not in raw:
         raise InputError(
             "the config holds no tuned parameters", where=str(config), expected="a config that `haq finetune` wrote"
@@ -196,7 +205,7 @@ def read_tuned(config: Path, raw: Mapping[str, Any], workload: Workload) -> Tune
             way_out="tune again",
         )  # fmt: skip
     try:
-        return tuned_from(tensors, executed_assignment(raw), workload, frozenset(about["functional"]))
+        return tuned_from(tensors, executed_assignment(raw), workload, frozenset(about["functional"]), model)
     except KeyError as error:
         raise InputError("the parameters are not of this network", where=str(path), got=f"no {error.args[0]}") from None
 
@@ -207,26 +216,44 @@ def file_hash(path: Path) -> str:
 
 
 def tuned_from(
-    tensors: Mapping[str, Tensor], executed: Assignment, workload: Workload, functional: frozenset[str]
+    tensors: Mapping[str, Tensor],
+    executed: Assignment,
+    workload: Workload,
+    functional: frozenset[str],
+    model: nn.Module | None = None,
 ) -> Tuned:
-    """The numbers out of tensors by name; raises KeyError with the name of one that is absent."""
+    """The numbers out of tensors by name; raises KeyError with the name of one that is absent.
+
+    A float layer whose weight is absent was an integer one when the tensors were written: weight and bias are then the
+    model's own.
+    """
     weights: dict[str, Stored] = {}
     quantizers = {}
+    biases = _named(tensors, "bias/")
+    smoothing = _named(tensors, "smoothing/")
+    model = None if model is None else with_smoothing(model, smoothing)
     for layer in workload.layers:
         precision = executed.precision(layer.name)
         if layer.weight is not None:
             key, fmt = layer.weight.key, precision.weight
-            weights[key] = (
-                QuantizedWeight(fmt, tensors[f"codes/{key}"], tensors[f"scales/{key}"], layer.weight.channel_axis)
-                if fmt.is_integer
-                else tensors[f"weight/{key}"]
-            )
+            if not fmt.is_integer and f"weight/{key}" not in tensors and model is not None:
+                weights[key] = part(model, key)
+                if (bias := bias_key(model, layer)) is not None:
+                    biases[bias] = part(model, bias)
+            elif fmt.is_integer:
+                codes, scales = tensors[f"codes/{key}"], tensors[f"scales/{key}"]
+                weights[key] = QuantizedWeight(fmt, codes, scales, layer.weight.channel_axis)
+            else:
+                weights[key] = tensors[f"weight/{key}"]
         for operand in operands(layer, precision):
             name = f"{operand[0]}:{operand[1]}"
             scale, zero = tensors[f"activation_scale/{name}"], tensors[f"activation_zero_point/{name}"]
             quantizers[operand] = ActivationQuantizer(precision.activation, float(scale), int(zero))
-    biases = {name.removeprefix("bias/"): value for name, value in tensors.items() if name.startswith("bias/")}
-    return Tuned(weights, biases, quantizers, functional)
+    return Tuned(weights, biases, quantizers, functional, smoothing)
+
+
+def _named(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def operands(layer: LayerSpec, precision: Precision) -> tuple[Operand, ...]:

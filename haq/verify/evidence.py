@@ -12,6 +12,9 @@ from haq.accuracy import Scores
 from haq.precision import Assignment, Precision
 from haq.quality import MainMetric
 
+SAME_SCALE = 1e-3
+"""Scales that differ by less than this share are the same number, written in another format or order."""
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:

@@ -10,10 +10,7 @@ import numpy as np
 
 from haq.accuracy import Interval, paired_drop_interval
 from haq.precision import Precision
-from haq.verify.evidence import Answers, Evidence, Latency
-
-SAME_SCALE = 1e-3
-"""Scales that differ by less than this share are the same number, written in another format or order."""
+from haq.verify.evidence import SAME_SCALE, Answers, Evidence, Latency
 
 SHOWN = 8
 """So many layers are named in a line; JSON has them all."""

@@ -8,8 +8,10 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from haq.hardware.accumulators import accumulators_of
+from haq.hardware.profile import HardwareProfile
 from haq.nn.calibrate import Operand, calibrate
-from haq.nn.diagnosis.accumulators import saturated
+from haq.nn.diagnosis.accumulators import accumulator_of
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.observers import Histograms
 from haq.nn.task import Inputs
@@ -20,10 +22,14 @@ from haq.workload import Workload
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What calibration data showed of the operands. histograms: one row for each of `operands`."""
+    """What calibration data showed of the operands. histograms: one row for each of `operands`.
+
+    batches: the data themselves, where they are at hand.
+    """
 
     operands: tuple[Operand, ...]
     histograms: Histograms = field(repr=False)
+    batches: tuple[Inputs, ...] = field(default=(), repr=False)
 
     @cached_property
     def rows(self) -> dict[Operand, int]:
@@ -60,10 +66,9 @@ class Subject:
         """Layer -> what happens to its result after the layer itself has rounded it."""
         found: dict[str, list[Result]] = {}
         specs = {layer.name: layer for layer in self.workload.layers}
-        for layer, accumulator in self.accumulators.items():
+        for layer, named in self.accumulators.items():
             precision = self.executed.precision(layer)
-            if (function := saturated(specs[layer], precision, self.numbers, accumulator)) is not None:
-                found.setdefault(layer, []).append(function)
+            found.setdefault(layer, []).append(accumulator_of(self.model, specs[layer], precision, self.numbers, named))
         for steps in (self.join_steps, self.forced_steps):
             for layer, step in steps.items():
                 found.setdefault(layer, []).append(_to_steps(step))
@@ -74,15 +79,21 @@ class Subject:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def subject_of(what: Exportable) -> Subject:
-    """The network of a config, healthy as its search made it; its calibration is looked at again."""
-    batches: tuple[Inputs, ...] = () if what.task is None else tuple(what.task.calibration())
-    calibrated = None
-    if batches:
+def subject_of(what: Exportable, profile: HardwareProfile | None = None) -> Subject:
+    """The network of a config as its search made it; calibrated again where its numbers were in a file.
+
+    profile: of the target that sums its integers; absent, every sum fits.
+    """
+    narrow = {} if profile is None else accumulators_of(profile, what.workload, what.executed)
+    return Subject(what.model, what.workload, what.executed, what.numbers, _calibrated(what), accumulators=narrow)
+
+
+def _calibrated(what: Exportable) -> Calibrated | None:
+    ranges = what.calibration
+    if ranges is None and what.task is not None and (batches := tuple(what.task.calibration())):
         how = how_quantized(what.config)
         ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
-        calibrated = Calibrated(ranges.operands, ranges.histograms)
-    return Subject(what.model, what.workload, what.executed, what.numbers, calibrated)
+    return None if ranges is None else Calibrated(ranges.operands, ranges.histograms, ranges.batches)
 
 
 def _to_steps(step: float) -> Result:

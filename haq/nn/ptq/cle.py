@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import shared_copy
 from haq.nn.ptq.neighbours import Neighbours, neighbours
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, first_samples, forward, logits_of
 from haq.nn.trace import trace_record
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
 from haq.workload import LayerSpec, Workload
 
@@ -52,10 +53,11 @@ def _smooth(layers: Sequence[Any], largest: Tensor, alpha: float) -> None:
     for layer in layers:
         layer._parameters["weight"] = nn.Parameter(layer.weight.detach() * s, requires_grad=False)
         layer.register_buffer("smoothing", 1 / s)
-        layer.register_forward_pre_hook(_divided)
+        layer.register_forward_pre_hook(divide)
 
 
-def _divided(module: Any, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def divide(module: Any, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """The hook of a layer with a buffer `smoothing`: its input is multiplied by that before all else."""
     return (args[0] * module.smoothing, *args[1:])
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import instrument_ops, shared_copy
+from haq.nn.instrument import instrument_ops
+from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
 from haq.workload import LayerSpec, Workload
 

@@ -1,7 +1,8 @@
 """Runs a config's ONNX artifact beside its simulation with sums in fp32, as haq measures, and in fp64.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python experiments/export/sums.py [CONFIG.json]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -P experiments/export/sums.py [CONFIG.json]
 
+(-P, since the neighbour onnx.py would be taken for the package.)
 For the one config of onnx.csv that the gate refuses: whether the artifact or the order of the simulation's sums is why.
 Writes sums.csv: on the whole search split the accuracy of each, and for each pair how many answers differ and by how
 much outputs do (*measured*).

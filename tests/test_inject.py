@@ -81,7 +81,7 @@ def answer(model: nn.Module) -> torch.Tensor:
 
 def planted(subject: Subject, mode: str, layer: str | None = None, strength: float | None = None, seed: int = 0):
     where = places(subject, mode)[0] if layer is None else layer
-    return inject(subject, mode, where, STRENGTHS[mode].defaults[1] if strength is None else strength, seed)
+    return inject(subject, mode, where, STRENGTHS[mode].defaults[0] if strength is None else strength, seed)
 
 
 def contents(subject: Subject) -> dict[str, object]:

@@ -101,7 +101,7 @@ def test_additive_losses_are_bought_back_at_the_exhaustive_optimum(shares, forma
     found = recover(bench, diagnosis(), options, Limits(max_drop))
     assert found.met
     best = optimum(bench, options, max_drop)
-    assert price_of(options, levels_of(options, found.after.change)) <= 1.1 * best + 1e-3
+    assert price_of(options, levels_of(options, found.after.change)) <= best + 0.1 * abs(best) + 1e-3
 
 
 @settings(max_examples=10, deadline=None)
@@ -122,13 +122,16 @@ def test_losses_that_do_not_add_up_are_met_all_the_same(shares, power, max_drop)
 
 @settings(max_examples=12, deadline=None)
 @given(shares=st.permutations([0.0, 0.3, 0.0, 1.2, 0.6]), formats=FORMATS, max_drop=st.sampled_from([0.5, 8.0]))
+@example(
+    [0.0, 0.3, 1.2, 0.0, 0.6], ["int4/int4", "int8/int8", "int4/int4", "int8/int8", "int4/int4"], 8.0
+)  # saves time
 def test_losses_that_hide_each_other_are_bought_back_at_the_exhaustive_optimum(shares, formats, max_drop):
     """The network loses what its worst layer loses, so that raising another one alone regains nothing."""
     bench, options = case((128, 512, 64, 256, 256, 32), formats, shares, target="t4", joint=max)
     found = recover(bench, diagnosis(), options, Limits(max_drop))
     assert found.met
     best = optimum(bench, options, max_drop)
-    assert price_of(options, levels_of(options, found.after.change)) <= 1.1 * best + 1e-3
+    assert price_of(options, levels_of(options, found.after.change)) <= best + 0.1 * abs(best) + 1e-3
 
 
 def test_a_rung_that_does_not_help_is_learned_and_left():

@@ -80,7 +80,9 @@ def sample_pairs(
     group next in depth, and at random from anywhere else.
     """
     largest = max((e.divergence for e in effects.values() if e.divergence < math.inf), default=0.0)
-    usable = [piece for piece, e in effects.items() if NOTICEABLE * largest <= e.divergence < math.inf and largest > 0]
+    # The least share of a denormal number is 0, which is nothing to notice.
+    least = max(NOTICEABLE * largest, math.ulp(0.0))
+    usable = [piece for piece, e in effects.items() if least <= e.divergence < math.inf]
     by_size = sorted(usable, key=lambda piece: effects[piece].divergence)
     depth = {layers: place for place, layers in enumerate(dict.fromkeys(frozenset(piece) for piece in usable))}
     generator = np.random.default_rng(seed)

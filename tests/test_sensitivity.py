@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nets import attention, residual
 from search_fakes import target, workload
@@ -179,6 +179,7 @@ def test_pairs_are_deterministic_noticeable_spread_and_of_neighbours_and_others(
 
 
 @given(st.lists(st.tuples(texts, effects), max_size=8), st.integers(0, 12), st.integers(0, 5))
+@example([({"a": "int8"}, Effect(5e-324, None, 1)), ({"b": "int8"}, Effect(0.0, None, 1))], 1, 0)
 def test_pairs_never_share_a_layer_nor_repeat_nor_hold_the_infinite(rows, count, seed):
     known = {piece(**text): effect for text, effect in rows}
     pairs = sample_pairs(known, count, seed)

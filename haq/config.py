@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from haq.configcheck import text_faults
-from haq.configfile import executed_assignment
+from haq.configfile import executed_assignment, numbers_to_copy
 from haq.configschema import SCHEMA
 from haq.errors import InputError
 from haq.precision import Assignment
@@ -50,6 +49,13 @@ class Config:
             )  # fmt: skip
         return cls(text, folder)
 
+    @classmethod
+    def opened(cls, config: Config | str | Path | Mapping[str, Any]) -> Config:
+        """The config, however it is given; raises InputError as `load` does."""
+        if isinstance(config, Config):
+            return config
+        return cls.of(config) if isinstance(config, Mapping) else cls.load(config)
+
     def save(self, path: str | Path) -> None:
         """Write the file as it was read, every byte, with its parameters file beside it.
 
@@ -57,7 +63,9 @@ class Config:
         """
         file = Path(path)
         if (source := self.parameters) is not None:
-            _copy(source, file.parent / source.name, str(self.content["parameters_sha256"]))
+            target = file.parent / source.name
+            if (numbers := numbers_to_copy(source, target, str(self.content["parameters_sha256"]))) is not None:
+                write_file(target, numbers, "parameters")
         write_file(file, self.text, "config")
 
     @property
@@ -85,18 +93,3 @@ class Config:
     def __str__(self) -> str:
         content = self.content
         return f"{SCHEMA} {content['id']} of {content['model']['model']} on {content['target']['name']}"
-
-
-def _copy(source: Path, target: Path, sha256: str) -> None:
-    if target.is_file():
-        if hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
-            return
-        raise InputError(
-            "other parameters lie where those of the config go", where=str(target), expected=f"no file, or {sha256}",
-            way_out="save into another folder",
-        )  # fmt: skip
-    try:
-        numbers = source.read_bytes()
-    except OSError as error:
-        raise InputError("cannot read the parameters", where=str(source), got=error.strerror) from None
-    write_file(target, numbers, "parameters")

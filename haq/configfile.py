@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,30 @@ def checked_config(raw: Any, path: Path) -> dict[str, Any]:
         got = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise InputError("not a haq config", where=str(path), got=got, expected=SCHEMA)
     return raw
+
+
+def numbers_to_copy(source: Path, target: Path, sha256: str) -> bytes | None:
+    """The parameters of a config that its copy needs beside it; None where they lie there already.
+
+    sha256: theirs, as the config says. Raises InputError when they are absent, not its own, or would overwrite others.
+    """
+    try:
+        numbers = source.read_bytes()
+    except OSError as error:
+        raise InputError("cannot read the parameters", where=str(source), got=error.strerror) from None
+    if hashlib.sha256(numbers).hexdigest() != sha256:
+        raise InputError(
+            "the parameters are not those of the config", where=str(source),
+            expected="the file that was written with it",
+        )  # fmt: skip
+    if not target.is_file():
+        return numbers
+    if hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
+        return None
+    raise InputError(
+        "other parameters lie where those of the config go", where=str(target), expected=f"no file, or {sha256}",
+        way_out="write into another folder",
+    )  # fmt: skip
 
 
 def executed_assignment(config: Mapping[str, Any]) -> Assignment:

@@ -17,7 +17,7 @@ from haq.diagnose.costs import CostEvidence, cost_evidence
 from haq.diagnose.power import check_enough, samples_to_see
 from haq.errors import InputError
 from haq.front import Point, front
-from haq.hardware.profile import load_profile
+from haq.hardware.profile import HardwareProfile, load_profile
 from haq.rundir import CONFIG_FOLDER, read_run
 from haq.spacefile import space_of_config
 from haq.spec import spec_of_run
@@ -25,6 +25,7 @@ from haq.spec import spec_of_run
 if TYPE_CHECKING:  # names for annotations only; at run time they would load torch
     from haq.diagnose.evidence import Evidence
     from haq.diagnose.finding import Bench, Diagnosis
+    from haq.nn.diagnosis.bench import TorchBench
     from haq.nn.exportable import Exportable
     from haq.precision import Precision
 
@@ -75,7 +76,8 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     Raises InputError on a config of another network or other data (both hashes), on data that do not fit the network,
     on a network that is not finite in FP32 (and where first), and on too few samples to see the drop asked for.
     """
-    needed = 0 if asked.max_drop is None else samples_to_see(asked.max_drop)
+    if asked.max_drop is not None:
+        samples_to_see(asked.max_drop)  # what is no drop is said before anything is loaded
     file, chosen = config_of(asked)
     config = read_config(file)
     profile = load_profile(str(config["target"]["name"]) if asked.target is None else asked.target)
@@ -85,16 +87,9 @@ def diagnose_config(asked: Asked, given: Mapping[str, str], report: Report) -> D
     costs = cost_evidence(config, what.workload, profile, read_back=read_back)
 
     from haq.diagnose.examine import diagnose
-    from haq.nn.diagnosis.bench import JUDGED, cut, open_bench
-    from haq.nn.diagnosis.subject import subject_of
 
-    subject = subject_of(what, profile)
-    assert what.task is not None, "what was opened with data has a task"
-    judged = max(JUDGED, needed) if asked.samples is None else asked.samples
     report("looking at the network", 0, 0)
-    bench, evidence = open_bench(what, subject, cut(what.task, asked.split, judged=judged))
-    if asked.max_drop is not None:
-        check_samples(bench, asked.max_drop, f"split {asked.split!r}")
+    bench, evidence = look_at(what, profile, Judging(asked.split, asked.samples, asked.max_drop))
     found = diagnose(bench, evidence, costs, progress=report)
     return Diagnosed(config, file, chosen, bench.samples, evidence, costs, found)
 
@@ -163,7 +158,34 @@ def open_network(config: Mapping[str, Any], file: Path, split: str, given: Mappi
     return exportable(config, bundle, file)
 
 
-def check_samples(bench: Bench, max_drop: float, where: str) -> None:
+@dataclass(frozen=True)
+class Judging:
+    """What changes are judged on. samples: None for as many as it takes to see `max_drop` (points), at least the usual
+    number."""
+
+    split: str
+    samples: int | None
+    max_drop: float | None
+
+
+def look_at(what: Exportable, profile: HardwareProfile, on: Judging) -> tuple[TorchBench, Evidence]:
+    """A bench for a config's network as a target runs it, and what a look at it shows.
+
+    Raises InputError where `max_drop` cannot be seen on the samples that there are.
+    """
+    from haq.nn.diagnosis.bench import JUDGED, cut, open_bench
+    from haq.nn.diagnosis.subject import subject_of
+
+    assert what.task is not None, "what was opened with data has a task"
+    needed = 0 if on.max_drop is None else samples_to_see(on.max_drop)
+    judged = max(JUDGED, needed) if on.samples is None else on.samples
+    bench, evidence = open_bench(what, subject_of(what, profile), cut(what.task, on.split, judged=judged))
+    if on.max_drop is not None:
+        _check_samples(bench, on.max_drop, f"split {on.split!r}")
+    return bench, evidence
+
+
+def _check_samples(bench: Bench, max_drop: float, where: str) -> None:
     """Raise InputError where a drop of so many points cannot be seen on the samples that the bench judges on."""
     scores = bench.fp32().scores
     if scores is not None and np.isin(scores, (0.0, 1.0)).all():

@@ -9,8 +9,8 @@ from haq.hardware.legalize import execution, meaning
 from haq.hardware.roofline import LayerCost, kernel_cost, seconds
 from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
-from haq.hardware.work import FP32, Setting, Work, kernel_work
-from haq.precision import BIT_WIDTHS, Assignment, Precision
+from haq.hardware.work import Setting, Work, kernel_work
+from haq.precision import BIT_WIDTHS, FP32, Assignment, Precision
 from haq.scaling import PLAIN, Scaling
 from haq.workload import LayerSpec, Workload
 

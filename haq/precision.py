@@ -112,6 +112,10 @@ class Precision:
         return f"{self.weight}/{self.activation}"
 
 
+FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
+"""What a trained network runs in."""
+
+
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Precision:
     """Each text once: a profile's rows are read anew for every layer."""

@@ -84,16 +84,14 @@ def recover_config(asked: Asked, given: Mapping[str, str], report: Report) -> Re
     from haq.diagnose.power import samples_to_see
     from haq.diagnose.recover import recover
     from haq.diagnose.rungs import pricing
-    from haq.diagnosing import check_samples, open_network
+    from haq.diagnosing import Judging, look_at, open_network
     from haq.errors import lookup
     from haq.hardware.profile import load_profile
-    from haq.nn.diagnosis.bench import JUDGED, cut, open_bench
     from haq.nn.diagnosis.repaired import write_repaired
-    from haq.nn.diagnosis.subject import subject_of
     from haq.scaling import Scaling
 
     weights = lookup(MINIMIZE, asked.minimize, "figure", where="--minimize")
-    needed = samples_to_see(asked.limits.max_drop_points)
+    samples_to_see(asked.limits.max_drop_points)  # what is no drop is said before anything is loaded
     raw = read_config(asked.config)
     _check_out(asked.config, asked.out)
     profile = load_profile(str(raw["target"]["name"]) if asked.target is None else asked.target)
@@ -101,10 +99,7 @@ def recover_config(asked: Asked, given: Mapping[str, str], report: Report) -> Re
     if profile.name != raw["target"]["name"]:
         raw = _retargeted(raw, asked.config, profile, given)
     what = open_network(raw, asked.config, asked.split, given)
-    assert what.task is not None, "a network that was opened has data"
-    judged = max(JUDGED, needed) if asked.samples is None else asked.samples
-    bench, evidence = open_bench(what, subject_of(what, profile), cut(what.task, asked.split, judged=judged))
-    check_samples(bench, asked.limits.max_drop_points, f"split {asked.split!r}")
+    bench, evidence = look_at(what, profile, Judging(asked.split, asked.samples, asked.limits.max_drop_points))
     found = diagnose(bench, evidence, None, progress=report)
     options = pricing(
         what.workload, what.executed, profile, batch=int(raw["target"].get("batch", 1)),

@@ -13,13 +13,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.precision import FORMATS, Assignment, Format, Precision
+from haq.precision import FP32, Assignment, Format, Precision
 from haq.space import SearchSpace
 from haq.textfile import write_atomically
 
 Kind = Literal["kl", "relative error"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
 
 Legalize = Callable[[Assignment], Assignment]
 """The bit-widths of all layers -> what a target executes, layer by layer."""

@@ -6,8 +6,8 @@ from haq.hardware.cost import estimate
 from haq.hardware.legalize import legalize
 from haq.hardware.profile import load_profile
 from haq.hardware.schedule import schedule
-from haq.hardware.work import FP32, Setting, kernel_work, own_converts
-from haq.precision import Assignment, Precision
+from haq.hardware.work import Setting, kernel_work, own_converts
+from haq.precision import FP32, Assignment, Precision
 from haq.workload import GlueOp, Workload
 
 INT8 = Precision.parse("int8")

@@ -16,9 +16,8 @@ from haq.nn.checkpoints import weights_hash
 from haq.nn.exportable import exportable
 from haq.nn.fold import fold_batch_norm
 from haq.nn.prepare import Quantization, bundle_in_memory, quantizable
-from haq.nn.simulate import FP32
 from haq.nn.trace import trace
-from haq.precision import Assignment
+from haq.precision import FP32, Assignment
 from haq.techniques import Stack
 
 MIXED = ("int4/int8", "int8/int8", "fp16/fp16")

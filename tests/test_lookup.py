@@ -15,8 +15,7 @@ from haq.hardware.legalize import legalize
 from haq.hardware.likeness import of_kernel
 from haq.hardware.lookup import Correction, Likeness, Lookup, Row, read_correction, read_rows, table_text
 from haq.hardware.profile import load_profile
-from haq.hardware.work import FP32
-from haq.precision import Assignment
+from haq.precision import FP32, Assignment
 from haq.workload import GlueOp, Workload
 
 GROUP = ("conv", "", "", "fp32")

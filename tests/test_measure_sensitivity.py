@@ -16,11 +16,11 @@ from haq.nn.effects import EffectStore, Partial, Recipe, effects_key
 from haq.nn.judge import choose_driver
 from haq.nn.prepare import Prepared, Quantization, bundle_in_memory, prepare
 from haq.nn.sensitivity import Sample, measure_sensitivity
-from haq.nn.simulate import FP32, Simulator
+from haq.nn.simulate import Simulator
 from haq.nn.subset import spread_rows
 from haq.nn.task import Batch, ClassificationTask
 from haq.nn.trace import trace
-from haq.precision import Assignment, Precision
+from haq.precision import FP32, Assignment, Precision
 from haq.sensitivity import Sensitivity
 from haq.techniques import Stack
 

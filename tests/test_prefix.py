@@ -12,9 +12,9 @@ from torch import nn
 from haq.nn.calibrate import calibrate
 from haq.nn.prefix import replayed
 from haq.nn.recording import Recording, record
-from haq.nn.simulate import FP32, Simulator
+from haq.nn.simulate import Simulator
 from haq.nn.trace import trace
-from haq.precision import Assignment, Precision
+from haq.precision import FP32, Assignment, Precision
 from haq.techniques import Stack
 from haq.workload import Workload
 

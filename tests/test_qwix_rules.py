@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,8 @@ def test_a_rule_has_to_fit_one_module() -> None:
 def test_a_name_is_no_pattern() -> None:
     one = layer("block.c+1", "linear", (8, 64), (64,))
     (rule,), _, _ = planned(one, "int8/bf16")
+    assert re.fullmatch(rule.module_path, "block/c+1")
+    assert not re.fullmatch(rule.module_path, "block/cc1")
     checked([rule], ("block/c+1", "block/cc1"))
 
 

@@ -12,7 +12,6 @@ run or wait for a core in the minute before, so that a time beside a load of mor
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from networks import version
+from rows import append
 
 from haq.nn.bundle import load_bundle
 from haq.precision import Precision
@@ -79,14 +79,7 @@ def incident(space: str, name: str, config: Path, max_drop: float, folder: Path)
             "limit_s": limit, "within": within,
         },
     ]  # fmt: skip
-    is_new = not file.is_file()
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        for row in rows:
-            print({key: value for key, value in row.items() if value != ""}, flush=True)
-            writer.writerow(row)
+    append(file, COLUMNS, rows)
 
 
 def timed(command: list[str]) -> dict[str, Any]:

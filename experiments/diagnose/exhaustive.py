@@ -28,6 +28,7 @@ import torch
 from cases import Case
 from networks import Network, bench_of, open_network, planted
 from recovery import SLACK_POINTS, allowed, without_findings
+from rows import append
 
 from haq.allocate import Levels
 from haq.diagnose.climb import Climb
@@ -90,18 +91,8 @@ def main() -> None:
             workload, executed = bench.subject.workload, bench.subject.executed
             names = PRICED if len(faults) < len(blocks(workload)) else PRICED[:1]
             targets = [pricing(workload, executed, load_profile(name), groups=blocks(workload)) for name in names]
-            append(file, title, compared(bench, network, targets, healthy))
-
-
-def append(file: Path, name: str, rows: list[dict[str, object]]) -> None:
-    is_new = not file.is_file()
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        for row in rows:
-            print({"faults": name, **row}, flush=True)
-            writer.writerow({"faults": name, **row})
+            rows = compared(bench, network, targets, healthy)
+            append(file, COLUMNS, ({"faults": title, **row} for row in rows))
 
 
 def blocks(workload: Workload) -> tuple[tuple[str, ...], ...]:

@@ -31,6 +31,7 @@ import torch
 from by_metric import by_metric
 from cases import SPACES, TARGETS, Case, cases
 from networks import Network, bench_of, open_network, planted, version
+from rows import append
 
 from haq.allocate import Levels
 from haq.diagnose.climb import Climb
@@ -79,11 +80,11 @@ def main() -> None:
         healthy = bench_of(network, network.subject)[0].measure(Change())
         if asked.fallbacks_only:
             if natural_name(space) not in done:
-                append(file, natural(network, healthy))
+                append(file, COLUMNS, natural(network, healthy))
             continue
         for case in measurable(network, 1.0 if asked.points else 0.0):
             if case.name not in done and asked.only in case.name:
-                append(file, of_case(network, case, healthy))
+                append(file, COLUMNS, of_case(network, case, healthy))
 
 
 def measurable(network: Network, points: float) -> list[Case]:
@@ -208,18 +209,6 @@ def priced_point(after: Point, before: Point, limits: Limits, prefix: str = "") 
         f"{prefix}added_ms": f"{added['latency_ms']:.5f}", f"{prefix}added_bytes": f"{added['size_bytes']:.0f}",
         f"{prefix}raised": len(after.change.raised),
     }  # fmt: skip
-
-
-def append(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    is_new = not file.is_file()
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        for each in rows:
-            print({key: value for key, value in each.items() if value != ""}, flush=True)
-            writer.writerow(each)
 
 
 if __name__ == "__main__":

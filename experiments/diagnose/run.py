@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from cases import MEASURABLE_NATS, MEASURABLE_SHARE, SPACES, TARGETS, Case, cases
 from networks import Network, bench_of, open_network, planted
+from rows import append
 
 from haq.diagnose.cost_faults import plant_no_speedup, plant_not_executed
 from haq.diagnose.costs import CostEvidence
@@ -65,9 +66,10 @@ def run(network: Network, only: str) -> None:
         started = time.perf_counter()
         row = of_cost(network, case) if case.target else of_accuracy(network, case, healthy)
         row |= {"seconds": f"{time.perf_counter() - started:.1f}"}
-        print({key: value for key, value in row.items() if value != ""}, flush=True)
-        if not only:
-            append(file, row)
+        if only:
+            print({key: value for key, value in row.items() if value != ""}, flush=True)
+        else:
+            append(file, COLUMNS, [row])
 
 
 def about(case: Case) -> dict[str, Any]:
@@ -153,16 +155,6 @@ def verdict(case: Case, found: Diagnosis, sets: list[tuple[str, ...]]) -> dict[s
 def at(finding: Finding, layers: tuple[str, ...]) -> bool:
     """Whether the finding names one of the layers."""
     return bool(set(layers).intersection((finding.layer, *finding.suspicion.layers)))
-
-
-def append(file: Path, row: dict[str, Any]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    is_new = not file.is_file()
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ import numpy as np
 from haq.diagnose.channel_imbalance import THRESHOLD_DB, weight_imbalance
 from haq.diagnose.evidence import Evidence, LayerEvidence, OutputEvidence
 from haq.diagnose.finding import Change, Repair, Suspicion
-from haq.diagnose.ranges import DB_PER_BIT, HALF_BIT_DB, gain_db, noise
+from haq.diagnose.ranges import HALF_BIT_DB, even_spread_db, gain_db, noise
 
 MODE = "biased-error"
 REPAIR = "correct the bias by the mean error of each output channel"
 THRESHOLD_SHARE = 0.5
-ROUNDING_TO_8_BITS = noise(8 * DB_PER_BIT + 1.76)
+ROUNDING_TO_8_BITS = noise(even_spread_db(8))
 GAIN_SHARE = 0.5
 """Of the weight's error: from here on the stored weight is a multiple of FP32's, which is no bias."""
 

@@ -28,12 +28,12 @@ import numpy as np
 
 from haq.diagnose.evidence import Evidence, LayerEvidence, OperandEvidence, OutputEvidence, WeightEvidence
 from haq.diagnose.finding import Change, Repair, Suspicion
-from haq.diagnose.ranges import DB_PER_BIT, calibrated_on_zeros, gain_db, noise
+from haq.diagnose.ranges import DB_PER_BIT, calibrated_on_zeros, even_spread_db, gain_db, noise
 
 MODE = "channel-imbalance"
 REPAIR = "give each channel its own weight scale, or equalize the channels of what the layer reads"
 THRESHOLD_DB = DB_PER_BIT
-WORTH_4_BITS_DB = 4 * DB_PER_BIT + 1.76
+WORTH_4_BITS_DB = even_spread_db(4)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from haq.diagnose.localize import localize
 from haq.diagnose.losses import Known, predicted
 from haq.diagnose.recovery import Limits, Point
 from haq.diagnose.rungs import Pricing
-from haq.precision import FORMATS, Precision
+from haq.precision import FP32, Precision
 from haq.terms import Floats
 
 LEARNED = 4
@@ -163,7 +163,7 @@ class _Grouped:
         return self._climb.bench.fp32()
 
     def widest(self, layer: str) -> Precision:
-        return Precision(FORMATS["fp32"], FORMATS["fp32"])
+        return FP32
 
     def measure(self, change: Change) -> Outcome:
         return self._climb.outcome(self.levels(change))

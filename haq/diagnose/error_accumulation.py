@@ -26,11 +26,11 @@ import numpy as np
 from haq.diagnose.effects import is_measured, regained, size
 from haq.diagnose.evidence import Evidence, LayerEvidence, OutputEvidence
 from haq.diagnose.finding import Bench, Change, Effect, Repair, Suspicion
-from haq.diagnose.ranges import DB_PER_BIT, noise
+from haq.diagnose.ranges import even_spread_db, noise
 
 MODE = "error-accumulation"
 REPAIR = "re-estimate each channel's mean and deviation on served data"
-THRESHOLD_POWER = noise(4 * DB_PER_BIT + 1.76)
+THRESHOLD_POWER = noise(even_spread_db(4))
 THRESHOLD_RATIO = 2.0
 MOST_OF_ONE = 0.5
 LAYERS = 3

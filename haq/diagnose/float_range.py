@@ -25,11 +25,10 @@ from collections.abc import Iterator
 from haq.diagnose.evidence import Evidence, LayerEvidence
 from haq.diagnose.finding import Change, Suspicion
 from haq.diagnose.ranges import DB_PER_BIT, noise
-from haq.precision import FORMATS, Format, Precision
+from haq.precision import FP32, Format
 
 MODE = "float-range"
 REPAIR = "run the layer in bf16, or in fp32, or scale its channels down and their readers up"
-FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
 PRECISION_BITS = {"fp16": 11, "bf16": 8}
 """Significant bits, the hidden one included (IEEE 754; bf16 has fp32's exponent and 7 fraction bits)."""
 THRESHOLD_SHARE = 0.0

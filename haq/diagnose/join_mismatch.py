@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from haq.diagnose.evidence import Evidence
 from haq.diagnose.finding import Change, Repair, Suspicion
-from haq.diagnose.ranges import EVEN_SPREAD_8_BITS_DB, noise
+from haq.diagnose.ranges import even_spread_db, noise
 
 MODE = "join-mismatch"
 REPAIR = "give each input of the join a quantizer of its own, or join in 16 bits"
@@ -35,7 +35,7 @@ def detect(evidence: Evidence) -> Iterator[Suspicion]:
                 f"{join.layer} goes into {join.node} with the scale of a larger input: {join.bits_lost:.1f} of its 8 "
                 "bits are lost"
             )
-            severity = min(noise(EVEN_SPREAD_8_BITS_DB) * 4**join.bits_lost, 1.0)
+            severity = min(noise(even_spread_db(8)) * 4**join.bits_lost, 1.0)
             yield Suspicion(
                 MODE, join.layer, "bits_lost", join.bits_lost, THRESHOLD_BITS, severity, text,
                 Change((Repair("own_scale", join.layer),)), layers=(join.layer,),

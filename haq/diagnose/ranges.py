@@ -9,8 +9,6 @@ from haq.diagnose.evidence import Evidence, LayerEvidence, OperandEvidence
 
 DB_PER_BIT = 6.0206
 """20 log10(2): halving the step quarters the noise (Bennett 1948)."""
-EVEN_SPREAD_8_BITS_DB = 8 * DB_PER_BIT + 1.76
-"""Signal over the rounding error of numbers spread evenly over 8 bits (Bennett 1948)."""
 HALF_BIT_DB = DB_PER_BIT / 2
 """The noise is twice as much as it had to be."""
 OUTLIERS_SHARE = 0.001
@@ -64,6 +62,12 @@ def calibrated_on_zeros(operand: OperandEvidence) -> bool:
 
 def width(of: tuple[float, float]) -> float:
     return of[1] - of[0]
+
+
+def even_spread_db(bits: int) -> float:
+    """Signal over the rounding error of numbers that are spread evenly over so many bits: 6.02 b + 1.76 (Bennett
+    1948)."""
+    return bits * DB_PER_BIT + 1.76
 
 
 def noise(sqnr_db: float) -> float:

@@ -25,12 +25,11 @@ from haq.diagnose.effects import is_measured, size
 from haq.diagnose.evidence import Evidence
 from haq.diagnose.finding import Change, Repair, Suspicion
 from haq.diagnose.localize import Shares
-from haq.diagnose.ranges import EVEN_SPREAD_8_BITS_DB, noise
-from haq.precision import FORMATS, Precision
+from haq.diagnose.ranges import even_spread_db, noise
+from haq.precision import FP32
 
 MODE = "sensitive-operator"
 REPAIR = "raise that one op or layer to 16 bits"
-FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
 THRESHOLD_BITS = 1.0
 THRESHOLD_SHARE = 0.2
 DEVIATIONS = 5.0
@@ -41,7 +40,7 @@ def detect(evidence: Evidence) -> Iterator[Suspicion]:
     for layer, bits in evidence.forced_bits_lost.items():
         if bits >= THRESHOLD_BITS:
             text = f"the op behind {layer} is forced to {8 - bits:.1f} bits"
-            severity = min(noise(EVEN_SPREAD_8_BITS_DB) * 4**bits, 1.0)
+            severity = min(noise(even_spread_db(8)) * 4**bits, 1.0)
             yield Suspicion(
                 MODE, layer, "bits_lost", bits, THRESHOLD_BITS, severity, text,
                 Change((Repair("unforce", layer),)), layers=(layer,),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from haq.candidate import config_id
+from haq.configfile import numbers_to_copy
 from haq.errors import InputError
 from haq.precision import Assignment, Precision
 
@@ -76,24 +76,9 @@ def parameters_beside(raw: Mapping[str, Any], source: Path, out: Path) -> tuple[
     if "parameters" not in raw:
         return None
     name = Path(str(raw["parameters"])).name
-    there, here = source.parent / name, out.parent / name
-    try:
-        numbers = there.read_bytes()
-    except OSError as error:
-        raise InputError("cannot read the parameters", where=str(there), got=error.strerror) from None
-    expected = raw.get("parameters_sha256")
-    if hashlib.sha256(numbers).hexdigest() != expected:
-        raise InputError(
-            "the parameters are not those of the config", where=str(there), expected="the file that was written with it"
-        )
-    if not here.is_file():
-        return here, numbers
-    if hashlib.sha256(here.read_bytes()).hexdigest() == expected:
-        return None
-    raise InputError(
-        "other parameters lie where those of the config go", where=str(here), expected=f"no file, or {expected}",
-        way_out="write into another folder",
-    )  # fmt: skip
+    here = out.parent / name
+    numbers = numbers_to_copy(source.parent / name, here, str(raw.get("parameters_sha256")))
+    return None if numbers is None else (here, numbers)
 
 
 def _id(raw: Mapping[str, Any], executed: Assignment, target: str) -> str:

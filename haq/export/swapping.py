@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from haq.errors import InputError
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import QuantizedWeight
-from haq.nn.simulate import FP32
 from haq.nn.tuned import Tuned, bias_key, build_tuned, part
-from haq.precision import Assignment, Precision
+from haq.precision import FP32, Assignment, Precision
 from haq.workload import LayerSpec, Workload
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -13,8 +13,8 @@ from haq.hardware.roofline import LayerCost, kernel_cost, seconds, traffic_mj
 from haq.hardware.schedule import Kernel, Read, schedule
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.size import size_bytes
-from haq.hardware.work import FP32, Setting, edge_work
-from haq.precision import BIT_WIDTHS, Assignment, Format, Precision
+from haq.hardware.work import Setting, edge_work
+from haq.precision import BIT_WIDTHS, FP32, Assignment, Format, Precision
 from haq.workload import Unsupported, Workload, elements
 
 

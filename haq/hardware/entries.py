@@ -15,8 +15,8 @@ from haq.hardware.roofline import kernel_cost
 from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.size import UNQUANTIZED_BYTES, bias_bytes, state_bytes, weight_bytes
-from haq.hardware.work import FP32, Setting
-from haq.precision import Format, Precision
+from haq.hardware.work import Setting
+from haq.precision import FP32, Format, Precision
 from haq.scaling import Scaling
 from haq.workload import LayerSpec, Workload, elements
 

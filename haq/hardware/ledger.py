@@ -15,8 +15,8 @@ from haq.hardware.cost import plan
 from haq.hardware.figures import Figure
 from haq.hardware.roofline import rate
 from haq.hardware.schema import HardwareProfile
-from haq.hardware.work import FP32, Work, edge_work, kernel_work, own_converts
-from haq.precision import Assignment
+from haq.hardware.work import Work, edge_work, kernel_work, own_converts
+from haq.precision import FP32, Assignment
 from haq.workload import Workload
 
 Floats = npt.NDArray[np.float64]

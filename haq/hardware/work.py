@@ -10,10 +10,8 @@ from haq.hardware.legalize import arithmetic_of
 from haq.hardware.schedule import Kernel, Read
 from haq.hardware.schema import HardwareProfile
 from haq.hardware.size import SCALE_BYTES, bias_bytes, weight_bytes
-from haq.precision import FORMATS, Format, Precision
+from haq.precision import FP32, Format, Precision
 from haq.workload import Gemm, LayerSpec
-
-FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
 
 CLASS_OF_KIND = {"linear": "gemm", "matmul": "attention", "embedding": "lookup"}
 """Layer kind -> class of kernel; every other kind is `conv`, and a depthwise one `depthwise`."""

@@ -10,9 +10,9 @@ from haq.hardware.likeness import of_change, of_kernel
 from haq.hardware.lookup import Likeness, Row
 from haq.hardware.roofline import kernel_cost
 from haq.hardware.schema import HardwareProfile
-from haq.hardware.work import FP32
 from haq.measure.chain import Bench, Case
 from haq.measure.timing import Timing
+from haq.precision import FP32
 
 FARTHEST = 30.0
 """The largest ratio that a row may have, either way: what another kernel absorbs leaves only noise."""

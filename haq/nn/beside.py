@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from haq.errors import InputError
+from haq.nn.metrics import Outputs, agreement, kl_from_fp32
 from haq.nn.task import logits_of
 
 
@@ -59,8 +60,6 @@ class Beside(nn.Module):
             )  # fmt: skip
         if reference.dim() != 2 or len(reference) != samples:
             return
-        finite = torch.isfinite(answer).all(dim=1)
-        self.agrees.append(((reference.argmax(1) == answer.argmax(1)) & finite).double().numpy())
-        logs = reference.log_softmax(1), answer.log_softmax(1)
-        divergence = (logs[0].exp() * (logs[0] - logs[1])).sum(1)
-        self.divergence.append(torch.where(finite, divergence, torch.inf).numpy())
+        both = Outputs((answer,), ()), Outputs((reference,), ())
+        self.agrees.append(agreement(*both))
+        self.divergence.append(np.nan_to_num(kl_from_fp32(*both), nan=np.inf, posinf=np.inf))

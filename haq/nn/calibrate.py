@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haq.errors import InputError, lookup
-from haq.nn.instrument import instrument_ops
+from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.observers import BINS, DEFAULT_OBSERVER, OBSERVERS, Histograms
 from haq.nn.quantizers import ActivationQuantizer, affine_parameters, largest_code
 from haq.nn.sharing import shared_copy
@@ -136,7 +136,7 @@ class _Ranges:
         return x
 
 
-class _Counts:
+class _Counts(Onlooker):
     """Second pass: histograms between the first pass's ends, zeros counted apart."""
 
     def __init__(self, ranges: _Ranges) -> None:
@@ -160,12 +160,6 @@ class _Counts:
             zero_bin = torch.histc(flat.new_zeros(1), BINS, low, high).argmax() if zeros else 0
             self._counts[row, int(zero_bin)] -= zeros
         self._zeros[row] += zeros
-        return x
-
-    def output(self, layer: str, y: Tensor) -> Tensor:
-        return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
         return x
 
     def result(self) -> Histograms:

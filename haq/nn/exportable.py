@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from haq.configfile import executed_assignment, read_config
 from haq.errors import InputError
 from haq.nn.bundle import Bundle, load_bundle
-from haq.nn.calibrate import Calibration, Operand
+from haq.nn.calibrate import Calibration, Operand, calibrate
 from haq.nn.fold import fold_batch_norm
 from haq.nn.lsq import Stored
 from haq.nn.observers import DEFAULT_OBSERVER
@@ -91,6 +91,13 @@ def exportable(raw: Mapping[str, Any], bundle: Bundle, config: Path) -> Exportab
         simulator = quantizable(model, workload, tuple(bundle.task.calibration()), how)
         model, numbers, calibration = simulator.model, numbers_of(simulator, executed), simulator.calibration
     return Exportable(raw, model.eval(), workload, executed, numbers, bundle.example, bundle.task, calibration)
+
+
+def calibration_of(what: Exportable) -> Calibration:
+    """What its data calibrate it to: as its numbers were made, or anew where they come from a file."""
+    assert what.task is not None, "a network without data cannot be calibrated"
+    how, batches = how_quantized(what.config), tuple(what.task.calibration())
+    return what.calibration or calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
 
 
 def executable(raw: Mapping[str, Any], where: str) -> Assignment:

@@ -33,6 +33,19 @@ class Probe(Protocol):
     def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor: ...
 
 
+class Onlooker:
+    """A probe that changes nothing: what it is shown runs. Those that look at one thing only define that."""
+
+    def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
+        return x
+
+    def output(self, layer: str, y: Tensor) -> Tensor:
+        return y
+
+    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
+        return x
+
+
 Again = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """(operands, weight as the workload has it) -> what the op that has just run makes of them; its bias stays. Without a
 weight the op keeps its own; of an embedding the operands stay."""

@@ -10,16 +10,12 @@ from torch import nn
 
 from haq.accuracy import Scores
 from haq.history import SEARCH
-from haq.nn.calibrate import calibrate
-from haq.nn.effects import Recipe, kept_effects
-from haq.nn.exportable import Exportable, how_quantized
-from haq.nn.sensitivity import SAMPLES, Sample, measure_sensitivity
+from haq.nn.exportable import Exportable, calibration_of, how_quantized
+from haq.nn.prepare import Calibrating, calibration_sensitivity
 from haq.nn.simulate import Simulator
-from haq.nn.subset import spread_rows
-from haq.nn.task import HasCalibrationLabels, HasOutputs
 from haq.nn.tuned import build_tuned, tensors_of, tuned_from
 from haq.precision import Assignment, Precision
-from haq.sensitivity import Kind, Sensitivity, quantized_part
+from haq.sensitivity import Sensitivity, quantized_part
 
 Raised = Mapping[str, Precision]
 
@@ -50,29 +46,16 @@ class Heights:
 
     def sensitivity(self, pieces: tuple[Assignment, ...]) -> Sensitivity:
         """What the pieces cost with all else in FP32, on calibration data, as the search measures it."""
-        what, task = self._what, self._what.task
-        assert task is not None
-        batches = tuple(task.calibration())
-        labels = task.calibration_labels if isinstance(task, HasCalibrationLabels) else ()
-        sample = Sample(*spread_rows(batches, labels, SAMPLES, SAMPLES))
-        measure: Kind = "kl" if isinstance(task, HasOutputs) else "relative error"
-        how = how_quantized(what.config)
-        recipe = Recipe(what.model, batches, how.stack, how.observer, sample.batches, sample.labels, measure)
+        what = self._what
+        assert what.task is not None
+        of = Calibrating(what.task, what.model, what.workload, how_quantized(what.config))
         chosen = [piece for piece in pieces if quantized_part(piece)]
-        return measure_sensitivity(
-            self._simulator.build, what.workload, sample, chosen, 0,
-            measure=measure, kept=kept_effects(recipe), progress=lambda done, total: None,
-        )  # fmt: skip
+        return calibration_sensitivity(of, self._simulator.build, chosen, 0, lambda done, total: None)
 
     @cached_property
     def _simulator(self) -> Simulator:
-        what, how = self._what, how_quantized(self._what.config)
-        ranges = what.calibration
-        if ranges is None:
-            assert what.task is not None
-            batches = tuple(what.task.calibration())
-            ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
-        return Simulator(what.model, what.workload, ranges, how.folder)
+        what = self._what
+        return Simulator(what.model, what.workload, calibration_of(what), how_quantized(what.config).folder)
 
     def _scores(self, model: nn.Module) -> Scores | float:
         assert self._what.task is not None

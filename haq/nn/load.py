@@ -47,7 +47,7 @@ def load(
     Raises InputError on a config that does not validate, on other weights (naming both hashes), on layers that are not
     the network's, and where data is needed and absent.
     """
-    chosen = config if isinstance(config, Config) else _opened(config)
+    chosen = Config.opened(config)
     content, batches = chosen.content, tuple(calibration or ())
     _check_weights(chosen, model)
     folded = fold_batch_norm(model, _example(chosen, model, batches, example))
@@ -70,10 +70,6 @@ def load(
         return copy.deepcopy(build_tuned(smoothed, workload, chosen.layers, tuned))
     ranges = calibrate(changed, workload, batches, observer=how.observer, stack=how.stack)
     return apply(changed, workload, chosen.layers, ranges)
-
-
-def _opened(config: str | Path | Mapping[str, Any]) -> Config:
-    return Config.of(config) if isinstance(config, Mapping) else Config.load(config)
 
 
 def _check_weights(config: Config, model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -65,7 +64,7 @@ class Monitor:
     ) -> None:
         if not 0 <= sample <= 1:
             raise InputError("not a share of calls", where="sample", got=sample, expected="0 to 1")
-        chosen = _opened(config)
+        chosen = Config.opened(config)
         content = chosen.content
         self._id, self._limits = chosen.id, limits
         self._calibrated = summaries_of(content, str(chosen))
@@ -138,9 +137,3 @@ class _Sampled:
 
     def hear(self, call: Call, layer: str, index: int, x: Any) -> None:
         self._summarizer.hear(call, layer, index, x)
-
-
-def _opened(config: Config | str | Path | Mapping[str, Any]) -> Config:
-    if isinstance(config, Config):
-        return config
-    return Config.of(json.loads(json.dumps(config))) if isinstance(config, Mapping) else Config.load(config)

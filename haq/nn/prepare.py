@@ -23,11 +23,11 @@ from haq.nn.judge import Driver, Judge
 from haq.nn.observers import DEFAULT_OBSERVER
 from haq.nn.ptq.structure import restructured
 from haq.nn.sensitivity import SAMPLES, Progress, Sample, measure_sensitivity
-from haq.nn.simulate import FP32, Simulator
+from haq.nn.simulate import Simulator
 from haq.nn.subset import cut_search_split, spread_rows
 from haq.nn.task import CallableTask, HasCalibrationLabels, HasOutputs, Inputs, Task, first_samples, forward, logits_of
 from haq.nn.trace import trace
-from haq.precision import Assignment
+from haq.precision import FP32, Assignment
 from haq.racing import Watch
 from haq.sensitivity import Kind, Sensitivity
 from haq.techniques import DEFAULT, Stack
@@ -80,34 +80,9 @@ class _Measure:
 
     def sensitivity(self, pieces: Sequence[Assignment], pairs: int, progress: Progress) -> Sensitivity:
         """The effects of pieces and of pairs of them on SAMPLES samples of the calibration data, kept in the cache."""
-        task, batches = self._task, tuple(self._task.calibration())
-        labels = task.calibration_labels if isinstance(task, HasCalibrationLabels) else ()
-        sample = Sample(*spread_rows(batches, labels, SAMPLES, SAMPLES))
-        measure: Kind = "kl" if isinstance(task, HasOutputs) and self._gives_logits(sample) else "relative error"
-        recipe = Recipe(
-            self._model, batches, self._how.stack, self._how.observer, sample.batches, sample.labels, measure
+        return calibration_sensitivity(
+            Calibrating(self._task, self._model, self._workload, self._how), self._build, pieces, pairs, progress
         )
-        found = measure_sensitivity(
-            self._build,
-            self._workload,
-            sample,
-            pieces,
-            pairs,
-            measure=measure,
-            kept=kept_effects(recipe),
-            progress=progress,
-        )
-        diskcache.trim()
-        return found
-
-    def _gives_logits(self, sample: Sample) -> bool:
-        """Whether the model answers with one score per class and sample."""
-        with torch.inference_mode():
-            output = forward(self._model, first_samples(sample.batches[0], 1))
-        try:
-            return logits_of(output).dim() == 2
-        except InputError:
-            return False
 
     @property
     def can_race(self) -> bool:
@@ -126,6 +101,50 @@ class _Measure:
     def _fp32(self) -> nn.Module:
         """The model that FP32 is measured with: techniques may have restructured it, which changes its last digits."""
         return self._build(Assignment.uniform(self._workload.layer_names, FP32))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrating:
+    """A network with the data that it is calibrated on. model: FP32, folded."""
+
+    task: Task
+    model: nn.Module
+    workload: Workload
+    how: Quantization
+
+
+def calibration_sensitivity(
+    of: Calibrating,
+    build: Callable[[Assignment], nn.Module],
+    pieces: Sequence[Assignment],
+    pairs: int,
+    progress: Progress,
+) -> Sensitivity:
+    """The effects of pieces and of pairs of them on SAMPLES samples of the calibration data, kept in the cache.
+
+    build: makes the model in executed precisions.
+    """
+    task, batches = of.task, tuple(of.task.calibration())
+    labels = task.calibration_labels if isinstance(task, HasCalibrationLabels) else ()
+    sample = Sample(*spread_rows(batches, labels, SAMPLES, SAMPLES))
+    measure: Kind = "kl" if isinstance(task, HasOutputs) and _gives_logits(of.model, sample) else "relative error"
+    recipe = Recipe(of.model, batches, of.how.stack, of.how.observer, sample.batches, sample.labels, measure)
+    kept = kept_effects(recipe)
+    found = measure_sensitivity(
+        build, of.workload, sample, pieces, pairs, measure=measure, kept=kept, progress=progress
+    )
+    diskcache.trim()
+    return found
+
+
+def _gives_logits(model: nn.Module, sample: Sample) -> bool:
+    """Whether the model answers with one score per class and sample."""
+    with torch.inference_mode():
+        output = forward(model, first_samples(sample.batches[0], 1))
+    try:
+        return logits_of(output).dim() == 2
+    except InputError:
+        return False
 
 
 def quantizable(model: nn.Module, workload: Workload, batches: tuple[Inputs, ...], how: Quantization) -> Simulator:

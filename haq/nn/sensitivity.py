@@ -17,8 +17,8 @@ from haq.nn.prefix import replayed
 from haq.nn.recording import Recording, record
 from haq.nn.task import Inputs, batch_size, logits_of
 from haq.nn.trace_graph import tensors_in
-from haq.precision import Assignment
-from haq.sensitivity import FP32, Effect, Kind, Pair, Sensitivity, quantized_part
+from haq.precision import FP32, Assignment
+from haq.sensitivity import Effect, Kind, Pair, Sensitivity, quantized_part
 from haq.workload import Workload
 
 SAMPLES = 64

@@ -18,10 +18,8 @@ from haq.nn.ptq.stored import StoredLayer
 from haq.nn.quantizers import cast
 from haq.nn.sharing import shared_copy
 from haq.nn.sole_readers import clamps, sole_readers
-from haq.precision import FORMATS, Assignment, Format, Precision
+from haq.precision import FP32, Assignment, Format, Precision
 from haq.workload import LayerSpec, Workload
-
-FP32 = Precision(FORMATS["fp32"], FORMATS["fp32"])
 
 
 def apply(model: nn.Module, workload: Workload, executed: Assignment, calibration: Calibration) -> nn.Module:

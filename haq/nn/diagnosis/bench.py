@@ -18,10 +18,9 @@ from haq.nn.diagnosis.repairs import Look, repaired
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.exportable import Exportable, how_quantized
 from haq.nn.metrics import Outputs, kl_from_fp32, not_finite, right
-from haq.nn.simulate import FP32
 from haq.nn.subset import spread_rows
 from haq.nn.task import CallableTask, ClassificationTask, HasOutputs, Inputs, Task, regrouped
-from haq.precision import Precision
+from haq.precision import FP32, Precision
 
 LOOKED = 64
 """Samples that statistics and repairs are made from: as many as sensitivities take."""

@@ -14,7 +14,7 @@ from haq.errors import InputError
 from haq.nn.diagnosis.operands import OperandSums, Rounding
 from haq.nn.diagnosis.requantize import to_nearest, with_bias_of_model, with_range, with_weight
 from haq.nn.diagnosis.subject import Subject
-from haq.nn.instrument import instrument_ops
+from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.ptq.smoothquant import ALPHA, divide
 from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
@@ -106,7 +106,7 @@ def _factors(seen: OperandEvidence, weights: Tensor, layer: LayerSpec) -> Tensor
     return torch.where(alive, torch.exp2(centred), 1.0).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
 
 
-class _One:
+class _One(Onlooker):
     """The probe that looks at one operand. It changes as the model runs: its sums fill."""
 
     def __init__(self, sums: OperandSums) -> None:
@@ -115,10 +115,4 @@ class _One:
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
         if index == self.sums.index:
             self.sums.add(x.detach())
-        return x
-
-    def output(self, layer: str, y: Tensor) -> Tensor:
-        return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
         return x

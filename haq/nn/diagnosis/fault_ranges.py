@@ -8,10 +8,11 @@ import numpy as np
 
 from haq.nn.calibrate import Operand
 from haq.nn.diagnosis.looked import batches_of, bits_needed, given, seen, with_histogram
+from haq.nn.diagnosis.requantize import with_quantizer, with_range
 from haq.nn.diagnosis.rescaling import beyond_fp16, check_same, pair_of
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.observers import BINS
-from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, affine_parameters, largest_code
+from haq.nn.quantizers import QuantizedWeight
 from haq.nn.tuned import part
 from haq.precision import FORMATS, Assignment, Precision
 
@@ -30,7 +31,7 @@ def activation_outliers(subject: Subject, layer: str, strength: float, rng: np.r
     """
     operand = (layer, 0)
     low, high = seen(subject, operand)
-    made = _ranged(subject, operand, low, end := low + strength * (high - low))
+    made = with_range(subject, operand, (low, end := low + strength * (high - low)))
     if subject.calibrated is None or operand not in subject.calibrated.rows:
         return made
     row, histograms = subject.calibrated.rows[operand], subject.calibrated.histograms
@@ -44,7 +45,7 @@ def calibration_mismatch(subject: Subject, layer: str, strength: float, rng: np.
     """The first operand was calibrated on data `strength` times smaller than what is served."""
     operand = (layer, 0)
     quantizer = subject.numbers.quantizers[operand]
-    made = _quantized(subject, operand, replace(quantizer, scale=quantizer.scale / strength))
+    made = with_quantizer(subject, operand, replace(quantizer, scale=quantizer.scale / strength))
     return _scaled_histogram(made, operand, 1 / strength)
 
 
@@ -75,7 +76,7 @@ def float_range(subject: Subject, layer: str, strength: float, rng: np.random.Ge
     )
     for operand in (*((name, 1) for name in pair.products), *((name, 0) for name in pair.readers)):
         if (quantizer := quantizers.get(operand)) is not None:
-            made = _quantized(made, operand, replace(quantizer, scale=quantizer.scale * factor))
+            made = with_quantizer(made, operand, replace(quantizer, scale=quantizer.scale * factor))
         made = _scaled_histogram(made, operand, factor)
     return made
 
@@ -98,18 +99,6 @@ def join_mismatch(subject: Subject, layer: str, strength: float, rng: np.random.
     found = given(subject, layer)
     step = strength * (found.high - found.low) / STEPS
     return subject.with_(join_steps={**subject.join_steps, layer: step})
-
-
-def _ranged(subject: Subject, operand: Operand, low: float, high: float) -> Subject:
-    """The operand's quantizer over that range."""
-    fmt = subject.numbers.quantizers[operand].format
-    scale, zero_point = affine_parameters(np.array([low]), np.array([high]), largest_code(fmt))
-    return _quantized(subject, operand, ActivationQuantizer(fmt, float(scale[0]), int(zero_point[0])))
-
-
-def _quantized(subject: Subject, operand: Operand, quantizer: ActivationQuantizer) -> Subject:
-    quantizers = {**subject.numbers.quantizers, operand: quantizer}
-    return subject.with_(numbers=replace(subject.numbers, quantizers=quantizers))
 
 
 def _scaled_histogram(subject: Subject, operand: Operand, factor: float) -> Subject:

@@ -16,7 +16,7 @@ from haq.nn.diagnosis.outputs import OutputSums
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.diagnosis.sums import Need, needs
 from haq.nn.diagnosis.weights import weight_evidence
-from haq.nn.instrument import Again, instrument_ops
+from haq.nn.instrument import Again, Onlooker, instrument_ops
 from haq.nn.ptq.layers import arithmetic
 from haq.nn.quantizers import cast, executed_weight
 from haq.nn.sharing import shared_copy
@@ -63,7 +63,7 @@ def look(subject: Subject, batches: Sequence[Inputs]) -> Evidence:
     return Evidence(subject.workload, subject.executed, layers, joins, samples, forced_bits_lost(subject, magnitudes))
 
 
-class _Watched:
+class _Watched(Onlooker):
     """The probe that gathers sums. It changes as the models run: it keeps FP32's outputs of the batch until the
     quantized network has answered it too."""
 
@@ -96,9 +96,6 @@ class _Watched:
             self._alone(layer, y, again, read)
         self._exact[layer] = y.detach().clone()  # an activation may write over it
         return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
-        return x
 
     def listening(self, results: Mapping[str, Result]) -> dict[str, Result]:
         """The results of every layer, shown to this probe."""

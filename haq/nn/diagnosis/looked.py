@@ -12,19 +12,23 @@ from torch import Tensor
 
 from haq.errors import InputError
 from haq.nn.calibrate import Operand, observed
+from haq.nn.diagnosis.decibel import channel_axis
+from haq.nn.diagnosis.requantize import quantizer_over
 from haq.nn.diagnosis.subject import Calibrated, Subject
-from haq.nn.instrument import instrument_ops
+from haq.nn.diagnosis.sums import needs
+from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.observers import DEFAULT_OBSERVER, OBSERVERS, Histograms
-from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, affine_parameters, largest_code
+from haq.nn.quantizers import ActivationQuantizer, largest_code
 from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, first_samples, forward
-from haq.nn.tuned import bias_key, build_tuned
 from haq.precision import Format
 from haq.workload import LayerSpec
 
 Floats = NDArray[np.float64]
 SAMPLES = 32
 """Calibration samples that ranges, spreads and sums of results are taken from."""
+WIDE = "int63"
+"""An accumulator that holds every sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,30 +62,9 @@ def given(subject: Subject, layer: str) -> Given:
 
 
 def bits_needed(subject: Subject, layer: str) -> int:
-    """Bits of a signed accumulator that holds every sum of products that calibration samples cause, sign included.
-
-    The sums are of (code - zero-point) x weight code, in the whole quantized network.
-    """
-    results: list[Tensor] = []
-
-    def keep(y: Tensor, _: Tensor) -> Tensor:
-        results.append(y)
-        return y
-
-    built = build_tuned(subject.model, subject.workload, subject.executed, subject.numbers, {layer: keep})
-    with torch.inference_mode():
-        forward(built, first_samples(batches_of(subject, layer)[0], SAMPLES))
-    spec = spec_of(subject, layer)
-    assert spec.weight is not None
-    stored, quantizer = subject.numbers.weights[spec.weight.key], subject.numbers.quantizers[layer, 0]
-    assert isinstance(stored, QuantizedWeight)
-    y = by_channel(spec, torch.cat(results)).double()
-    bias = bias_key(subject.model, spec)
-    if bias is not None:
-        y = y - subject.numbers.biases[bias].double()[:, None]
-    alive = stored.scales > 0
-    sums = y[alive] / (stored.scales[alive].double() * quantizer.scale)[:, None]
-    return int(np.ceil(np.log2(float(sums.abs().max().round()) + 1))) + 1
+    """Bits of a signed accumulator that holds every sum of products that calibration samples cause, sign included."""
+    samples = first_samples(batches_of(subject, layer)[0], SAMPLES)
+    return needs(subject.with_(accumulators={layer: WIDE}), [samples])[layer].bits
 
 
 def seen(subject: Subject, operand: Operand) -> tuple[float, float]:
@@ -114,8 +97,7 @@ def best_quantizer(histograms: Histograms, row: int, fmt: Format) -> ActivationQ
     part = slice(row, row + 1)
     one = Histograms(histograms.low[part], histograms.high[part], histograms.counts[part], histograms.zeros[part])
     low, high = OBSERVERS[DEFAULT_OBSERVER](one, largest_code(fmt))
-    scale, zero_point = affine_parameters(low, high, largest_code(fmt))
-    return ActivationQuantizer(fmt, float(scale[0]), int(zero_point[0]))
+    return quantizer_over((float(low[0]), float(high[0])), fmt)
 
 
 def with_histogram(
@@ -137,7 +119,7 @@ def with_histogram(
 
 def by_channel(layer: LayerSpec, y: Tensor) -> Tensor:
     """(channels, all else) of a layer's result: channels come first after the batch in convolutions, else last."""
-    return y.movedim(1 if layer.kind.startswith("conv") else -1, 0).flatten(1)
+    return y.movedim(channel_axis(layer.kind, y.dim()), 0).flatten(1)
 
 
 def spec_of(subject: Subject, layer: str) -> LayerSpec:
@@ -151,20 +133,14 @@ def _with(values: Floats, row: int, new: Floats | float) -> Floats:
     return changed
 
 
-class _Results:
+class _Results(Onlooker):
     """The probe that keeps one layer's result. It changes as the model runs."""
 
     def __init__(self, layer: str) -> None:
         self._layer = layer
         self.found = torch.empty(0)
 
-    def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        return x
-
     def output(self, layer: str, y: Tensor) -> Tensor:
         if layer == self._layer:
             self.found = y.detach()  # of a product whose bias comes after it, the second result counts
         return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
-        return x

@@ -12,10 +12,10 @@ from haq.nn.diagnosis.accumulators import sums_integers
 from haq.nn.diagnosis.subject import Subject
 from haq.nn.exportable import numbers_of
 from haq.nn.prepare import Quantization
-from haq.nn.simulate import FP32, Simulator
+from haq.nn.simulate import Simulator
 from haq.nn.task import Inputs
 from haq.nn.tuned import Tuned, bias_key, operands, part
-from haq.precision import Assignment, Precision
+from haq.precision import FP32, Assignment, Precision
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from haq.nn.diagnosis.decibel import channel_axis
 from haq.nn.diagnosis.subject import Subject
-from haq.nn.instrument import instrument_ops
+from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.ptq.bn_reestimation import MOST_GAIN
 from haq.nn.quantizers import QuantizedWeight
 from haq.nn.sharing import shared_copy
@@ -96,7 +96,7 @@ def _applied(subject: Subject, layers: Mapping[str, LayerSpec], asked: Mapping[s
     return subject.with_(numbers=replace(subject.numbers, weights=weights, biases=biases))
 
 
-class _Exact:
+class _Exact(Onlooker):
     """The probe that keeps FP32's moments. It changes as the model runs; of two outputs (before and after the bias, on
     strided input) the last one counts, and their number is kept."""
 
@@ -104,16 +104,10 @@ class _Exact:
         self._layers = layers
         self.found: dict[str, tuple[Moments, int]] = {}
 
-    def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
-        return x
-
     def output(self, layer: str, y: Tensor) -> Tensor:
         shown = self.found[layer][1] if layer in self.found else 0
         self.found[layer] = _moments(self._layers[layer], y), shown + 1
         return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
-        return x
 
 
 class _Correction:

@@ -80,10 +80,19 @@ def with_bias_of_model(subject: Subject, layer: LayerSpec) -> Subject:
 
 def with_range(subject: Subject, operand: Operand, to: Range) -> Subject:
     """The subject with another range of an operand, which has a static one."""
-    fmt = subject.numbers.quantizers[operand].format
-    scale, zero = affine_parameters(np.array([to[0]]), np.array([to[1]]), largest_code(fmt))
-    made = ActivationQuantizer(fmt, float(scale[0]), int(zero[0]))
-    return subject.with_(numbers=replace(subject.numbers, quantizers={**subject.numbers.quantizers, operand: made}))
+    return with_quantizer(subject, operand, quantizer_over(to, subject.numbers.quantizers[operand].format))
+
+
+def with_quantizer(subject: Subject, operand: Operand, quantizer: ActivationQuantizer) -> Subject:
+    """The subject with another quantizer of an operand."""
+    quantizers = {**subject.numbers.quantizers, operand: quantizer}
+    return subject.with_(numbers=replace(subject.numbers, quantizers=quantizers))
+
+
+def quantizer_over(covered: Range, fmt: Format) -> ActivationQuantizer:
+    """The quantizer that covers a range, widened to hold 0."""
+    scale, zero = affine_parameters(np.array([covered[0]]), np.array([covered[1]]), largest_code(fmt))
+    return ActivationQuantizer(fmt, float(scale[0]), int(zero[0]))
 
 
 def _blocks(channels: Tensor, block: int) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from haq.errors import InputError
-from haq.nn.task import ClassificationTask, Inputs, Task, forward
+from haq.nn.task import ClassificationTask, Inputs, Task, first_samples, forward
+from haq.nn.trace_graph import tensors_in
 
 TRIED = 8
 """Samples of a batch that are tried: enough for shapes, and for what is broken throughout."""
@@ -26,11 +27,11 @@ def check_sound(model: nn.Module, task: Task, split: str, example: Inputs) -> No
     if isinstance(task, ClassificationTask) and task.splits.get(split):
         batches[split] = task.splits[split][0].inputs
     for name, batch in batches.items():
-        _check_batch(model, _few(batch), example, f"split {name!r}")
+        _check_batch(model, first_samples(batch, TRIED), example, f"split {name!r}")
 
 
 def _check_batch(model: nn.Module, batch: Inputs, example: Inputs, where: str) -> None:
-    for tensor in _tensors(batch):
+    for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError("the data hold what is no finite number", where=where, expected="finite inputs")
     with _broken_layers(model) as broken, torch.inference_mode():
@@ -44,7 +45,7 @@ def _check_batch(model: nn.Module, batch: Inputs, example: Inputs, where: str) -
                 expected=f"inputs of {_shapes(example)}",
                 way_out=(str(error).splitlines() or [type(error).__name__])[0][:160],
             ) from error
-    if any(tensor.is_floating_point() and not torch.isfinite(tensor).all() for tensor in _tensors(outputs)):
+    if any(tensor.is_floating_point() and not torch.isfinite(tensor).all() for tensor in tensors_in(outputs)):
         first = broken[0] if broken else "the output"
         raise InputError(
             f"the network's results are not finite in FP32, from {first} on", where=where,
@@ -59,7 +60,7 @@ def _broken_layers(model: nn.Module) -> Iterator[list[str]]:
 
     def hook(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, result: object) -> None:
-            if any(t.is_floating_point() and not torch.isfinite(t).all() for t in _tensors(result)):
+            if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors_in(result)):
                 found.append(name)
 
         return look
@@ -73,24 +74,6 @@ def _broken_layers(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    """Every tensor in a result, however it is packed."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _few(batch: Inputs) -> Inputs:
-    if isinstance(batch, dict):
-        return {name: tensor[:TRIED] for name, tensor in batch.items()}
-    return tuple(tensor[:TRIED] for tensor in batch)
-
-
 def _shapes(inputs: Inputs) -> str:
     """Without the batch: `3x224x224`."""
-    return ", ".join("x".join(map(str, tensor.shape[1:])) or "one number" for tensor in _tensors(inputs))
+    return ", ".join("x".join(map(str, tensor.shape[1:])) or "one number" for tensor in tensors_in(inputs))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from haq.hardware.accumulators import accumulators_of
 from haq.hardware.profile import HardwareProfile
-from haq.nn.calibrate import Operand, calibrate
+from haq.nn.calibrate import Operand
 from haq.nn.diagnosis.accumulators import accumulator_of
-from haq.nn.exportable import Exportable, how_quantized
+from haq.nn.exportable import Exportable, calibration_of
 from haq.nn.observers import Histograms
 from haq.nn.task import Inputs
 from haq.nn.tuned import Result, Tuned, build_tuned
@@ -89,11 +89,10 @@ def subject_of(what: Exportable, profile: HardwareProfile | None = None) -> Subj
 
 
 def _calibrated(what: Exportable) -> Calibrated | None:
-    ranges = what.calibration
-    if ranges is None and what.task is not None and (batches := tuple(what.task.calibration())):
-        how = how_quantized(what.config)
-        ranges = calibrate(what.model, what.workload, batches, observer=how.observer, stack=how.stack)
-    return None if ranges is None else Calibrated(ranges.operands, ranges.histograms, ranges.batches)
+    if what.calibration is None and (what.task is None or not what.task.calibration()):
+        return None
+    ranges = calibration_of(what)
+    return Calibrated(ranges.operands, ranges.histograms, ranges.batches)
 
 
 def _to_steps(step: float) -> Result:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import instrument_ops
+from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
 from haq.workload import LayerSpec, Workload
@@ -75,7 +75,7 @@ def _largest_inputs(
         return {name: value.clone() for name, value in probe.found.items()}
 
 
-class _Largest:
+class _Largest(Onlooker):
     """The probe that keeps the largest magnitudes. It changes as the model runs."""
 
     def __init__(self) -> None:
@@ -84,10 +84,4 @@ class _Largest:
     def operand(self, layer: str, index: int, x: Tensor) -> Tensor:
         here = x.detach().abs().flatten(0, -2).amax(dim=0)
         self.found[layer] = torch.maximum(self.found[layer], here) if layer in self.found else here
-        return x
-
-    def output(self, layer: str, y: Tensor) -> Tensor:
-        return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
         return x

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from haq.nn.instrument import instrument_ops
+from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, forward
 from haq.workload import LayerSpec, Workload
@@ -88,7 +88,7 @@ def _parts(layers: Sequence[LayerSpec]) -> list[list[LayerSpec]]:
     return parts
 
 
-class _Moments:
+class _Moments(Onlooker):
     """The probe that sums x xᵀ and x. It changes as the model runs."""
 
     def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], batches: int) -> None:
@@ -111,12 +111,6 @@ class _Moments:
             moments, sums, rows = self._sums.get(spec.weight.key, (0.0, 0.0, 0))
             found = vectors.transpose(1, 2) @ vectors, vectors.sum(dim=1), vectors.shape[1]
             self._sums[spec.weight.key] = moments + found[0], sums + found[1], rows + found[2]
-        return x
-
-    def output(self, layer: str, y: Tensor) -> Tensor:
-        return y
-
-    def parameter(self, layer: str, x: Tensor, channel_axis: int | None) -> Tensor:
         return x
 
     def result(self) -> Mapping[str, InputStatistics]:

@@ -15,20 +15,18 @@ from haq.nn.calibrate import Operand, observed
 from haq.nn.diagnosis.decibel import channel_axis
 from haq.nn.diagnosis.requantize import quantizer_over
 from haq.nn.diagnosis.subject import Calibrated, Subject
-from haq.nn.diagnosis.sums import needs
 from haq.nn.instrument import Onlooker, instrument_ops
 from haq.nn.observers import DEFAULT_OBSERVER, OBSERVERS, Histograms
-from haq.nn.quantizers import ActivationQuantizer, largest_code
+from haq.nn.quantizers import ActivationQuantizer, QuantizedWeight, largest_code
 from haq.nn.sharing import shared_copy
 from haq.nn.task import Inputs, first_samples, forward
+from haq.nn.tuned import bias_key, build_tuned
 from haq.precision import Format
 from haq.workload import LayerSpec
 
 Floats = NDArray[np.float64]
 SAMPLES = 32
 """Calibration samples that ranges, spreads and sums of results are taken from."""
-WIDE = "int63"
-"""An accumulator that holds every sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +60,31 @@ def given(subject: Subject, layer: str) -> Given:
 
 
 def bits_needed(subject: Subject, layer: str) -> int:
-    """Bits of a signed accumulator that holds every sum of products that calibration samples cause, sign included."""
-    samples = first_samples(batches_of(subject, layer)[0], SAMPLES)
-    return needs(subject.with_(accumulators={layer: WIDE}), [samples])[layer].bits
+    """Bits of a signed accumulator that holds every sum of products that calibration samples cause, sign included.
+
+    The sums are of (code - zero-point) x weight code, in the whole quantized network, as its next op leaves them: of a
+    layer before a ReLU in place only the positive ones. `haq.nn.diagnosis.sums.needs` counts both signs.
+    """
+    results: list[Tensor] = []
+
+    def keep(y: Tensor, _: Tensor) -> Tensor:
+        results.append(y)
+        return y
+
+    built = build_tuned(subject.model, subject.workload, subject.executed, subject.numbers, {layer: keep})
+    with torch.inference_mode():
+        forward(built, first_samples(batches_of(subject, layer)[0], SAMPLES))
+    spec = spec_of(subject, layer)
+    assert spec.weight is not None
+    stored, quantizer = subject.numbers.weights[spec.weight.key], subject.numbers.quantizers[layer, 0]
+    assert isinstance(stored, QuantizedWeight)
+    y = by_channel(spec, torch.cat(results)).double()
+    bias = bias_key(subject.model, spec)
+    if bias is not None:
+        y = y - subject.numbers.biases[bias].double()[:, None]
+    alive = stored.scales > 0
+    sums = y[alive] / (stored.scales[alive].double() * quantizer.scale)[:, None]
+    return int(np.ceil(np.log2(float(sums.abs().max().round()) + 1))) + 1
 
 
 def seen(subject: Subject, operand: Operand) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nets import attention
 from recovery_bench import POINTS_PER_NAT, Repair, case, chain, diagnosis
 
+from haq.diagnose.finding import Change
 from haq.diagnose.losses import Known as KnownLosses
 from haq.diagnose.losses import predicted
 from haq.diagnose.recover import recover
@@ -89,19 +90,28 @@ def test_predicted_losses_add_up_and_fall_by_the_bits():
     assert table[1, 1] == pytest.approx(0.15 * 4.0**-5)  # fp16 rounds as 13 bits do
 
 
+def check_price(bench, options, max_drop, found):
+    """What holds its limit stays as it is, even where something wider were faster; all else is at the optimum."""
+    if found.before.drop_points <= max_drop:
+        assert found.after.change == Change()
+        return
+    best = optimum(bench, options, max_drop)
+    assert price_of(options, levels_of(options, found.after.change)) <= best + 0.1 * abs(best) + 1e-3
+
+
 SHARES = st.lists(st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.3]), min_size=5, max_size=5)
 FORMATS = st.lists(st.sampled_from(["int4/int4", "int8/int8"]), min_size=5, max_size=5)
 
 
 @settings(max_examples=12, deadline=None)
 @given(shares=SHARES, formats=FORMATS, max_drop=st.sampled_from([0.5, 1.0, 3.0]))
+@example([0.0] * 5, ["int4/int4", "int4/int4", "int4/int4", "int8/int8", "int4/int4"], 0.5)
 @example([0.05, 0.1, 0.05, 0.0, 0.3], ["int4/int4", "int8/int8", "int4/int4", "int4/int4", "int4/int4"], 3.0)
 def test_additive_losses_are_bought_back_at_the_exhaustive_optimum(shares, formats, max_drop):
     bench, options = case((128, 512, 64, 256, 256, 32), formats, shares, target="t4")
     found = recover(bench, diagnosis(), options, Limits(max_drop))
     assert found.met
-    best = optimum(bench, options, max_drop)
-    assert price_of(options, levels_of(options, found.after.change)) <= best + 0.1 * abs(best) + 1e-3
+    check_price(bench, options, max_drop, found)
 
 
 @settings(max_examples=10, deadline=None)
@@ -130,8 +140,7 @@ def test_losses_that_hide_each_other_are_bought_back_at_the_exhaustive_optimum(s
     bench, options = case((128, 512, 64, 256, 256, 32), formats, shares, target="t4", joint=max)
     found = recover(bench, diagnosis(), options, Limits(max_drop))
     assert found.met
-    best = optimum(bench, options, max_drop)
-    assert price_of(options, levels_of(options, found.after.change)) <= best + 0.1 * abs(best) + 1e-3
+    check_price(bench, options, max_drop, found)
 
 
 def test_a_rung_that_does_not_help_is_learned_and_left():

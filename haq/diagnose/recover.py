@@ -51,6 +51,8 @@ def recover(
 ) -> Recovery:
     """The cheapest change that meets the limits, measured; or how far from them the nearest points are.
 
+    A network that holds its limits as it is stays as it is: what is slow for being narrow, `haq diagnose` tells.
+
     bench: of the network that runs as the first rungs of `options` say. minimize: figure -> weight of its part relative
     to now. Free repairs of the diagnosis' findings come first, each only if it measurably helps. Then the exact
     allocator chooses what to raise; what was measured corrects its losses and its budget, and the whole network at the
